@@ -1,0 +1,158 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where everything lies on a host, and the file operations that survive a kill.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# sun_path of Linux has 108 bytes, the last one for NUL (unix(7)).
+SOCKET_PATH_LIMIT = 107
+DEPLOYMENT_ID = re.compile(r"^\d{8}T\d{6}-[0-9a-f]{4}$")
+# The instance that stands for an installation adopted with app_adopt.
+ADOPTED = "adopted"
+
+
+class Layout:
+    """The paths below ``app_root``; nothing here touches the disk."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self.mirror = self.root / "repository.git"
+        self.releases = self.root / "releases"
+        self.environments = self.root / "environments"
+        self.current = self.root / "current"
+        self.shared = self.root / "shared"
+        self.static = self.shared / "static"
+        self.instances = self.shared / "env"
+        self.run = self.root / "run"
+        self.logs = self.shared / "log"
+        self.backups = self.root / "backups"
+        self.deployments = self.root / "deployments"
+        self.lock = self.root / "deployment.lock"
+        self.scratch = self.root / "scratch"
+        self.tools = self.root / "tools"
+
+    def release(self, name: str) -> Path:
+        """Return the directory of the release called *name* (``<commit12>-<inputs8>``)."""
+        return self.releases / name
+
+    def environment(self, digest: str) -> Path:
+        """Return the directory of the Python environment with this hash."""
+        return self.environments / digest
+
+    def record(self, deployment: str) -> Path:
+        """Return the file of the record of *deployment*."""
+        return self.deployments / f"{deployment}.json"
+
+    def backup(self, backup: str) -> Path:
+        """Return the directory of the backup with this id."""
+        return self.backups / backup
+
+    def environment_file(self, deployment: str) -> Path:
+        """Return the file with the instance's environment variables (0640, secret)."""
+        return self.instances / f"{deployment}.env"
+
+    def instance_file(self, deployment: str) -> Path:
+        """Return the file that describes the instance: release, environment, services (0640)."""
+        return self.instances / f"{deployment}.json"
+
+    def launcher(self, deployment: str, service: str) -> Path:
+        """Return the script that becomes the service's process."""
+        return self.instances / f"{deployment}.{service}.sh"
+
+    def release_instance(self, release: str) -> Path:
+        """Return the link that names the deployment which serves *release* (read at boot)."""
+        return self.instances / f"{release}.deployment"
+
+    def socket(self, service: str, deployment: str | None = None) -> Path:
+        """Return the socket of an instance, or the public link to it when *deployment* is None."""
+        return self.run / (f"{service}.{deployment}.sock" if deployment else f"{service}.sock")
+
+    def pid_file(self, service: str, deployment: str) -> Path:
+        """Return the PID file of an instance under the manager ``process``."""
+        return self.run / f"{service}.{deployment}.pid"
+
+    def log(self, service: str, deployment: str) -> Path:
+        """Return the log file of an instance under the manager ``process``."""
+        return self.logs / f"{service}.{deployment}.log"
+
+
+def write_atomic(path: Path, text: str, mode: int, owner: int = -1, group: int = -1) -> None:
+    """Write *text* to *path* so that a reader, or a host after a crash, sees the old or the new file.
+
+    :param mode: permission bits of the new file, set before it gets its name.
+    :param owner: numeric user id, -1 to leave it; :param group: numeric group id, -1 to leave it.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            if owner != -1 or group != -1:
+                os.fchown(stream.fileno(), owner, group)
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_json(path: Path, document: Any, mode: int, owner: int = -1, group: int = -1) -> None:
+    """Write *document* as sorted, indented JSON with :func:`write_atomic`."""
+    write_atomic(path, json.dumps(document, indent=2, sort_keys=True) + "\n", mode, owner, group)
+
+
+def read_json(path: Path) -> Any:
+    """Return the document in *path*, or None where there is no such file.
+
+    :raises ValueError: when the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point the symbolic link *link* to *target* by rename(2): there is no moment without the link."""
+    temporary = link.parent / f".{link.name}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    os.symlink(target, temporary)
+    try:
+        os.rename(temporary, link)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    fsync_directory(link.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in the directory *path* survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def current_release(layout: Layout) -> str | None:
+    """Return the name of the release that ``current`` points to, or None where there is none."""
+    try:
+        return Path(os.readlink(layout.current)).name
+    except (FileNotFoundError, OSError):
+        return None

@@ -1,0 +1,30 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one exception an operator reads.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Problem(Exception):
+    """A failure that somebody can act on.
+
+    :param message: one sentence: what, where, what was found, what was expected, what to do next.
+    :param evidence: the last lines of the output that prove it (already redacted), or "".
+    :param results: further values for the module's answer, such as ``live_changed=True``.
+    """
+
+    def __init__(self, message: str, evidence: str = "", **results: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.evidence = evidence
+        self.results = results
+
+    def answer(self) -> dict[str, Any]:
+        """Return the keyword arguments for ``AnsibleModule.fail_json``."""
+        return {"msg": self.message, "evidence": self.evidence, **self.results}
