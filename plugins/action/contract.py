@@ -1,0 +1,112 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check the application's variables on the controller, fill in defaults, and build the run's groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.runbook.deploy.plugins.module_utils._contract import (
+    VARIABLES,
+    check,
+    defaults,
+    health_host,
+    inputs_digest,
+    services_of,
+)
+
+
+class ActionModule(ActionBase):
+    """See the documentation of the module ``runbook.deploy.contract``."""
+
+    _requires_connection = False
+    _supports_check_mode = True
+    _VALID_ARGS = frozenset(("purpose",))
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        variables = task_vars or {}
+        result = super().run(tmp, variables)
+        purpose = self._task.args.get("purpose", "deployment")
+        host = variables["inventory_hostname"]
+        values = self._values(variables)
+        errors = self._aliases(values, variables) + check(values, purpose)
+        if not errors:
+            primary, errors = self._primary(values, variables)
+        if errors:
+            result.update(failed=True, msg="\n".join(errors), errors=errors, changed=False)
+            return result
+        filled = defaults(values)
+        full = {**values, **filled}
+        description = {
+            "deploy_inputs": inputs_digest(full),
+            "deploy_services": services_of(full, variables.get("group_names", [])),
+            "deploy_primary_host": primary,
+            "deploy_health_host": health_host(full),
+            "deploy_version": full["app_version"],
+            "deploy_operator": variables.get("deploy_operator") or self._operator(),
+        }
+        groups = ["deploy_hosts", "deploy_primary" if host == primary else "deploy_others"]
+        # The same answer as add_host gives: the variables and groups outlast this play.
+        result.update(
+            changed=False,
+            add_host={"host_name": host, "groups": groups, "host_vars": {**filled, **description}},
+        )
+        return result
+
+    def _values(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return the host's ``app_`` variables, templated."""
+        values = {}
+        for name in variables:
+            if not name.startswith("app_"):
+                continue
+            try:
+                values[name] = self._templar.template(variables[name])
+            except Exception as error:
+                raise AnsibleActionFail(f"{name} cannot be read: {error}") from error
+            if (
+                name in VARIABLES
+                and VARIABLES[name].kind in ("str", "path")
+                and isinstance(values[name], (int, float))
+            ):
+                # A version such as 2.7 is a number to YAML.
+                values[name] = str(values[name])
+        return values
+
+    def _aliases(self, values: dict[str, Any], variables: dict[str, Any]) -> list[str]:
+        """Apply ``-e version=`` and hold ``-e env=`` against app_stage."""
+        if variables.get("version") not in (None, ""):
+            values["app_version"] = str(self._templar.template(variables["version"]))
+        stage = variables.get("env")
+        if isinstance(stage, str) and stage and stage != values.get("app_stage"):
+            return [
+                f"env is {stage!r}, but this inventory describes app_stage {values.get('app_stage')!r}: "
+                "give the inventory of the stage you mean."
+            ]
+        return []
+
+    def _primary(self, values: dict[str, Any], variables: dict[str, Any]) -> tuple[str, list[str]]:
+        """Return the primary host, and what is wrong with it."""
+        hosts = variables.get("groups", {}).get("app", [])
+        primary = values.get("app_primary") or (hosts[0] if hosts else "")
+        if primary not in hosts:
+            return primary, [
+                f"app_primary is {primary!r}, which is not a host of group app: {', '.join(hosts) or 'it is empty'}."
+            ]
+        taking_part = variables.get("ansible_play_hosts_all", [])
+        if primary not in taking_part:
+            return primary, [
+                f"The primary host {primary} is left out by --limit: it backs up, migrates and keeps the record; "
+                "leave it in, or name another in app_primary."
+            ]
+        return primary, []
+
+    @staticmethod
+    def _operator() -> str:
+        """Return the name of the person at the controller, through sudo too."""
+        import getpass
+        import os
+
+        return os.environ.get("SUDO_USER") or getpass.getuser()

@@ -1,0 +1,52 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decide on the controller, from what the hosts answered, how a deployment is taken back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.runbook.deploy.plugins.module_utils._decision import decide, forecast
+
+
+class ActionModule(ActionBase):
+    """See the documentation of the module ``runbook.deploy.rollback_plan``."""
+
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        _validated, args = self.validate_argument_spec(
+            argument_spec={
+                "record": {"type": "dict", "default": {}},
+                "states": {"type": "dict", "default": {}},
+                "primary": {"type": "str", "default": ""},
+                "failures": {"type": "list", "elements": "dict", "default": []},
+                "level": {
+                    "type": "str",
+                    "default": "",
+                    "choices": ["", "abandon", "code", "migrations", "restore", "stop"],
+                },
+                "consent": {"type": "bool", "default": False},
+                "forecast": {"type": "bool", "default": False},
+                "plan": {"type": "dict", "default": {}},
+                "target": {"type": "dict", "default": {}},
+                "backup": {"type": "bool", "default": True},
+            }
+        )
+        result["changed"] = False
+        if args["forecast"]:
+            result["forecast"] = forecast(args["plan"], args["target"] or None, args["backup"])
+            return result
+        result["plan"] = decide(
+            record=args["record"],
+            states=args["states"],
+            primary=args["primary"],
+            failures=args["failures"],
+            level=args["level"],
+            consent=args["consent"],
+        )
+        return result

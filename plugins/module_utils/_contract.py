@@ -1,0 +1,426 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The contract with the user: every ``app_`` variable, its type, its default, and what is wrong with a value.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+NAME = re.compile(r"^[a-z][a-z0-9-]{0,30}$")
+# As long as every deployment id is: the time to the second, and four hex digits.
+EXAMPLE_ID = "20260101T000000-0000"
+
+
+class Variable(NamedTuple):
+    """One variable of the contract.
+
+    ``kind``: str, int, bool, path, list or dict. ``default``: None means that it has to be given;
+    ``{name}`` in a text is replaced by ``app_name``. ``secret``: its values never leave a module's options.
+    """
+
+    kind: str
+    default: Any
+    description: str
+    choices: tuple[str, ...] = ()
+    secret: bool = False
+
+
+VARIABLES: dict[str, Variable] = {
+    "app_name": Variable("str", None, "Name of the application: lower-case letters, digits and dashes."),
+    "app_stage": Variable("str", None, "Stage this inventory describes, such as production."),
+    "app_root": Variable("path", "/srv/{name}", "Directory on the hosts that holds everything."),
+    "app_user": Variable("str", "{name}", "User that the application runs as."),
+    "app_primary": Variable("str", "", "Host that backs up and migrates; the first of group app by default."),
+    "app_repository": Variable("str", "", "Git repository that the hosts fetch from."),
+    "app_repository_key": Variable("str", "", "Text of the deploy key for app_repository.", secret=True),
+    "app_repository_known_hosts": Variable("str", "", "Lines of known_hosts for app_repository."),
+    "app_archive": Variable(
+        "dict", {}, "Instead of a repository: path of a tar file on the controller, and its sha256."
+    ),
+    "app_version": Variable("str", "", "Tag, branch or commit to deploy; `-e version=` is an alias."),
+    "app_directory": Variable("str", "", "Where manage.py is, inside the repository."),
+    "app_python": Variable("str", "python3", "Interpreter that the environment is made from."),
+    "app_requirements": Variable(
+        "list", ["requirements.txt"], "Requirement files, relative to app_directory."
+    ),
+    "app_constraints": Variable("list", [], "Constraint files, relative to app_directory."),
+    "app_packages": Variable("list", [], "Packages to install besides the requirement files."),
+    "app_build_environment": Variable(
+        "dict", {}, "Variables for building only: proxy, index, certificates.", secret=True
+    ),
+    "app_environment": Variable(
+        "dict", {}, "Variables of every command and service of the application.", secret=True
+    ),
+    "app_shared": Variable("list", ["media"], "Paths that outlive releases, linked into each of them."),
+    "app_framework": Variable("str", "django", "What migrates the database.", ("django", "none")),
+    "app_settings_module": Variable("str", "", "DJANGO_SETTINGS_MODULE."),
+    "app_migrate_initial_command": Variable(
+        "list", [], "Command run once, after the first migration of an empty database."
+    ),
+    "app_migrate_time_limit": Variable("int", 300, "Seconds that all migrations together may take."),
+    "app_collectstatic_commands_before": Variable(
+        "list", [], "Commands (lists of words) to run before collectstatic."
+    ),
+    "app_collectstatic_commands_after": Variable(
+        "list", [], "Commands (lists of words) to run after collectstatic."
+    ),
+    "app_database": Variable(
+        "dict", {}, "The database: engine and path. Empty where the application has none."
+    ),
+    "app_backup_when": Variable(
+        "str", "always", "When a deployment backs up.", ("always", "migrations", "never")
+    ),
+    "app_backup_verify": Variable("str", "restore", "How a backup is verified.", ("restore", "read", "none")),
+    "app_backup_keep": Variable("int", 10, "Backups to keep."),
+    "app_releases_keep": Variable("int", 5, "Complete releases to keep."),
+    "app_services": Variable("list", None, "The processes of the application."),
+    "app_health_checks": Variable(
+        "list",
+        [{"url": "/healthz/", "status": [200]}],
+        "Checks a new instance must pass before it gets traffic.",
+    ),
+    "app_health_successes": Variable("int", 2, "Consecutive successes that make an instance healthy."),
+    "app_health_host": Variable("str", "", "Host header of health checks; the host of app_url by default."),
+    "app_start_timeout": Variable("int", 60, "Seconds an instance may take until it is healthy."),
+    "app_stay_up": Variable("int", 5, "Seconds a healthy instance must stay up before it gets traffic."),
+    "app_drain_timeout": Variable("int", 30, "Seconds an old instance may take to finish what it does."),
+    "app_smoke_tests": Variable("list", [], "Checks and flows through app_url after the switch."),
+    "app_smoke_secrets": Variable("dict", {}, "Values for {secret.name} in smoke tests.", secret=True),
+    "app_smoke_timeout": Variable("int", 300, "Seconds that all smoke tests together may take."),
+    "app_url": Variable("str", "", "Public address of the application."),
+    "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
+    "app_adopt": Variable("dict", {}, "Present installation to take over: path, service, environment_file."),
+    "app_batch": Variable("list", [1, "100%"], "How many hosts are restarted at a time, batch after batch."),
+    "app_report_store": Variable("path", "", "Directory of the controller that gets records and reports."),
+}
+
+DATABASE = {"engine": "str", "path": "str"}
+ENGINES = ("sqlite",)
+ARCHIVE = {"path": "str", "sha256": "str"}
+ADOPT = {"path": "str", "service": "str", "environment_file": "str", "socket": "str"}
+WEB_SERVER = {"kind": "str", "listen": "str", "server_names": "list"}
+SERVICE = {
+    "name": "str",
+    "kind": "str",
+    "manager": "str",
+    "strategy": "str",
+    "bind": "str",
+    "port": "int",
+    "command": "str",
+    "trial": "bool",
+    "groups": "list",
+    "stop_timeout": "int",
+}
+SERVICE_CHOICES = {
+    "kind": ("web", "worker", "beat"),
+    "manager": ("systemd", "process"),
+    "strategy": ("blue_green", "restart"),
+    "bind": ("socket", "port"),
+}
+TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "path": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "list": (list, tuple),
+    "dict": (Mapping,),
+}
+WORDS = {
+    "str": "a text",
+    "path": "a path",
+    "int": "a whole number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "a mapping",
+}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name most like *name*, in words for the end of a sentence."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {found[0]}?" if found else "docs/variables.md lists those there are."
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """Return a sentence for each of *names* that starts with ``app_`` and is not in the contract."""
+    return [
+        f"{name} is not a variable of the contract: {nearest(name, VARIABLES)}"
+        for name in sorted(names)
+        if name.startswith("app_") and name not in VARIABLES
+    ]
+
+
+def has_type(value: Any, kind: str) -> bool:
+    """Say whether *value* is of the contract's *kind*; a number is no text, true is no number."""
+    if isinstance(value, bool):
+        return kind == "bool"
+    return isinstance(value, TYPES[kind])
+
+
+def _keys(variable: str, value: Mapping[str, Any], kinds: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each key of the mapping *value* that is unknown or of another type."""
+    errors = []
+    for key, found in value.items():
+        if key not in kinds:
+            errors.append(f"{variable}.{key} is not known: {nearest(str(key), kinds)}")
+        elif not has_type(found, kinds[key]):
+            errors.append(f"{variable}.{key} must be {WORDS[kinds[key]]}, found {found!r}.")
+    return errors
+
+
+def check_service(index: int, service: Any, root: str) -> list[str]:
+    """Return what is wrong with one entry of ``app_services``, a sentence each."""
+    variable = f"app_services[{index}]"
+    if not isinstance(service, Mapping):
+        return [f"{variable} must be a mapping with name and command, found {service!r}."]
+    errors = _keys(variable, service, SERVICE)
+    for key in ("name", "command"):
+        if not service.get(key):
+            errors.append(f"{variable} has no {key}: every service needs one.")
+    for key, choices in SERVICE_CHOICES.items():
+        if key in service and service[key] not in choices:
+            errors.append(f"{variable}.{key} is {service[key]!r}, expected one of {', '.join(choices)}.")
+    if errors:
+        return errors
+    name = service["name"]
+    full = complete_service(service)
+    if not NAME.match(name):
+        errors.append(f"{variable}.name is {name!r}: use lower-case letters, digits and dashes, at most 31.")
+    if full["kind"] != "web":
+        return errors
+    if full["bind"] == "port" and not full["port"]:
+        errors.append(f"{variable} binds a port but names none: add port, or bind: socket.")
+    if full["bind"] == "port" and full["strategy"] == "blue_green":
+        errors.append(
+            f"{variable} binds a port, and two instances cannot share one: use bind: socket behind a web server, "
+            "or strategy: restart."
+        )
+    placeholder = "{socket}" if full["bind"] == "socket" else "{port}"
+    if placeholder not in full["command"]:
+        errors.append(
+            f"{variable}.command does not say {placeholder}, so the address that is given to the service would not reach it: "
+            f"add it, as in --bind {'unix:{socket}' if full['bind'] == 'socket' else '127.0.0.1:{port}'}."
+        )
+    length = len(str(Layout(root).socket(name, EXAMPLE_ID)).encode())
+    if full["bind"] == "socket" and length > SOCKET_PATH_LIMIT:
+        errors.append(
+            f"app_root {root!r} is too long: the socket of service {name!r} would have a path of {length} bytes, "
+            f"and the kernel takes {SOCKET_PATH_LIMIT}; choose a shorter app_root."
+        )
+    return errors
+
+
+def complete_service(service: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *service* with every key present: what the roles and modules work with."""
+    kind = service.get("kind", "web")
+    bind = service.get("bind", "port" if service.get("port") else "socket")
+    strategy = "blue_green" if kind == "web" and bind == "socket" else "restart"
+    return {
+        "name": service["name"],
+        "kind": kind,
+        "manager": service.get("manager", "systemd"),
+        "strategy": service.get("strategy", strategy),
+        "bind": bind if kind == "web" else "none",
+        "port": service.get("port", 0),
+        "command": service["command"],
+        "trial": service.get("trial", True),
+        "groups": list(service.get("groups", [])),
+        "stop_timeout": service.get("stop_timeout", 30),
+    }
+
+
+def check(values: Mapping[str, Any], purpose: str) -> list[str]:
+    """Return everything that is wrong with the variables *values*, one sentence each, worst first.
+
+    :param values: the ``app_`` variables of one host, templated; *purpose*: ``deployment`` also needs a version.
+    """
+    errors = unknown_variables(values)
+    for name, variable in VARIABLES.items():
+        if name not in values:
+            if variable.default is None:
+                errors.append(
+                    f"{name} is missing: {variable.description} Set it in the inventory's group_vars."
+                )
+            continue
+        value = values[name]
+        if not has_type(value, variable.kind):
+            shown = "a value of another type" if variable.secret else repr(value)
+            errors.append(f"{name} must be {WORDS[variable.kind]}, found {shown}.")
+        elif variable.choices and value not in variable.choices:
+            errors.append(f"{name} is {value!r}, expected one of {', '.join(variable.choices)}.")
+    if errors:
+        return errors
+    return _check_together({**defaults(values), **values}, purpose)
+
+
+def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
+    """Return what is wrong with variables that are well-formed one by one."""
+    errors = []
+    for name in ("app_name", "app_stage"):
+        if not NAME.match(values[name]):
+            errors.append(
+                f"{name} is {values[name]!r}: use lower-case letters, digits and dashes, at most 31."
+            )
+    root = values["app_root"]
+    if not root.startswith("/") or root.rstrip("/").count("/") < 2:
+        errors.append(
+            f"app_root is {root!r}: give an absolute path of at least two levels, such as /srv/{values['app_name']}."
+        )
+    if not values["app_services"]:
+        errors.append("app_services is empty: name at least one service with its command.")
+    for index, service in enumerate(values["app_services"]):
+        errors += check_service(index, service, root)
+    names = [service.get("name") for service in values["app_services"] if isinstance(service, Mapping)]
+    errors += [
+        f"app_services names {name!r} twice."
+        for name in sorted({n for n in names if n and names.count(n) > 1})
+    ]
+    errors += _check_source(values, purpose)
+    errors += _check_database(values)
+    errors += _keys("app_adopt", values["app_adopt"], ADOPT)
+    if values["app_adopt"] and not values["app_adopt"].get("service"):
+        errors.append("app_adopt has no service: name the unit that runs the application today.")
+    errors += _keys(
+        "app_web_server",
+        {k: str(v) if k == "listen" else v for k, v in values["app_web_server"].items()},
+        WEB_SERVER,
+    )
+    if values["app_framework"] == "django" and not values["app_settings_module"]:
+        errors.append(
+            "app_settings_module is missing: app_framework is django, so give the module, such as shop.settings."
+        )
+    for name in ("app_environment", "app_build_environment", "app_smoke_secrets"):
+        for key, value in values[name].items():
+            if isinstance(value, (Mapping, list, tuple)) or value is None:
+                errors.append(f"{name}.{key} must be a text or a number, found {type(value).__name__}.")
+    for path in values["app_shared"]:
+        if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
+            errors.append(
+                f"app_shared holds {path!r}: paths are relative to the application's directory, without '..'."
+            )
+    if values["app_url"] and not urlsplit(values["app_url"]).hostname:
+        errors.append(
+            f"app_url is {values['app_url']!r}: give an address with scheme and host, such as https://shop.example.org."
+        )
+    return errors
+
+
+def _check_source(values: Mapping[str, Any], purpose: str) -> list[str]:
+    """Return what is wrong with where the code comes from."""
+    errors = _keys("app_archive", values["app_archive"], ARCHIVE)
+    if not values["app_repository"] and not values["app_archive"]:
+        errors.append(
+            "app_repository is missing: give the git repository, or app_archive with path and sha256."
+        )
+    if values["app_archive"] and not (
+        values["app_archive"].get("path") and values["app_archive"].get("sha256")
+    ):
+        errors.append("app_archive needs path and sha256, so that what is deployed is what was meant.")
+    if values["app_repository_key"] and not values["app_repository_known_hosts"]:
+        errors.append(
+            "app_repository_known_hosts is missing: with app_repository_key the server's host key must be known."
+        )
+    if purpose == "deployment" and not values["app_archive"] and not values["app_version"]:
+        errors.append(
+            "app_version is missing: name the tag, branch or commit to deploy, as in -e version=v2.7."
+        )
+    if values["app_version"].startswith("-"):
+        errors.append(f"app_version is {values['app_version']!r}: a version does not start with a dash.")
+    return errors
+
+
+def _check_database(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with ``app_database``; a database inside a release would be new with each of them."""
+    database = values["app_database"]
+    errors = _keys("app_database", database, DATABASE)
+    if not database:
+        if values["app_framework"] != "none":
+            errors.append("app_database is missing: give engine and path, or app_framework: none.")
+        return errors
+    if database.get("engine") not in ENGINES:
+        errors.append(
+            f"app_database.engine is {database.get('engine')!r}, expected one of {', '.join(ENGINES)}."
+        )
+    path = database.get("path", "")
+    layout = Layout(values["app_root"])
+    if not path.startswith("/"):
+        errors.append(f"app_database.path is {path!r}: give the absolute path of the database file.")
+    for place in (layout.releases, layout.current):
+        if path.startswith(f"{place}/"):
+            errors.append(
+                f"app_database.path is {path!r}, inside a release: the next release would start with an empty database; "
+                f"move it below {layout.shared} and point the application's settings there."
+            )
+    return errors
+
+
+def defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of every variable that *values* leaves out."""
+    name = str(values.get("app_name", ""))
+    result = {}
+    for variable, spec in VARIABLES.items():
+        if variable not in values and spec.default is not None:
+            text = isinstance(spec.default, str)
+            result[variable] = spec.default.replace("{name}", name) if text else spec.default
+    return result
+
+
+# What makes another release of the same commit: it runs differently, or is built differently.
+INPUTS = (
+    "app_environment",
+    "app_settings_module",
+    "app_framework",
+    "app_directory",
+    "app_python",
+    "app_requirements",
+    "app_constraints",
+    "app_packages",
+    "app_shared",
+    "app_services",
+    "app_collectstatic_commands_before",
+    "app_collectstatic_commands_after",
+)
+
+
+def inputs_digest(values: Mapping[str, Any]) -> str:
+    """Return eight hex digits that change with anything a release is made from besides its commit.
+
+    Eight digits, so that the secrets among the inputs cannot be confirmed from a directory's name.
+    """
+    text = json.dumps({name: values[name] for name in INPUTS}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def services_of(values: Mapping[str, Any], groups: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the services of a host that is in *groups*: those that name none, or one of them."""
+    mine = set(groups)
+    services = [complete_service(service) for service in values["app_services"]]
+    return [service for service in services if not service["groups"] or mine & set(service["groups"])]
+
+
+def health_host(values: Mapping[str, Any]) -> str:
+    """Return the Host header for health checks."""
+    return values["app_health_host"] or urlsplit(values["app_url"]).hostname or "localhost"
+
+
+def require(values: Mapping[str, Any], purpose: str) -> None:
+    """Raise a Problem that lists everything :func:`check` finds.
+
+    :raises Problem: with one sentence a line.
+    """
+    errors = check(values, purpose)
+    if errors:
+        raise Problem("\n".join(errors))

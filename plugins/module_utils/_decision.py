@@ -1,0 +1,262 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which rollback: decided from what the hosts answered and what the records say, and from nothing else.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# From the least to the most; `flags` comes with feature flags, `none` is for failures that need nothing undone.
+LEVELS = ("none", "abandon", "code", "migrations", "restore", "stop")
+WORST = {"yes": 0, "unknown": 1, "no": 2}
+
+Migration = Sequence[str]
+
+
+def difference(now: Iterable[Migration], before: Iterable[Migration]) -> list[list[str]]:
+    """Return the migrations ``[app, name]`` in *now* that are not in *before*, in the order of *now*."""
+    known = {tuple(row) for row in before}
+    return [list(row) for row in now if tuple(row) not in known]
+
+
+def worst(applied: Iterable[Migration], plan: Mapping[str, Any], key: str) -> str:
+    """Return the worst judgement of *key* over the migrations in *applied*.
+
+    :param plan: ``{"migrations": [{"app", "name", "reversible", "compatible", "destructive"}]}``.
+    :return: ``yes``, ``no`` or ``unknown``; for ``destructive`` a ``yes`` is the worst. A migration that the
+        plan does not know is ``unknown``.
+    """
+    judged = {(m["app"], m["name"]): m.get(key, "unknown") for m in plan.get("migrations", [])}
+    found = {judged.get(tuple(row), "unknown") for row in applied} or {
+        "no" if key == "destructive" else "yes"
+    }
+    order = ("yes", "unknown", "no") if key == "destructive" else ("no", "unknown", "yes")
+    return next(value for value in order if value in found)
+
+
+def _names(migrations: Iterable[Migration]) -> str:
+    return ", ".join(".".join(row) for row in migrations)
+
+
+def host_is_new(state: Mapping[str, Any], release: str) -> bool:
+    """Say whether a host serves *release*, or would after a reboot."""
+    current = state.get("current") or {}
+    serving = [s for s in state.get("services", []) if s.get("running") and s.get("release") == release]
+    return current.get("release") == release or bool(serving)
+
+
+def decide(
+    *,
+    record: Mapping[str, Any],
+    states: Mapping[str, Mapping[str, Any] | None],
+    primary: str,
+    failures: Sequence[Mapping[str, Any]] = (),
+    level: str = "",
+    consent: bool = False,
+) -> dict[str, Any]:
+    """Decide how to take a deployment back.
+
+    :param record: the record on the primary of the deployment to undo.
+    :param states: what each host answered (``deployment_state``), None for a host that did not.
+    :param primary: the name of the host that migrates.
+    :param failures: what failed, ``{host, phase, reason, unreachable}`` each; empty for a rollback by hand.
+    :param level: a level asked for by the operator, or "".
+    :param consent: the operator accepts that writes since the backup are lost.
+    :return: ``level``, ``reason``, ``revert`` (hosts that go back to the target), ``unknown`` (hosts that did not
+        answer), ``reverse`` (migrations to undo), ``target`` and ``commands`` for a person to go on with.
+    """
+    unknown = sorted(host for host, state in states.items() if not state)
+    reached = {host: state for host, state in states.items() if state}
+    release = record.get("release") or ""
+    target = record.get("previous") or None
+    revert = sorted(host for host, state in reached.items() if host_is_new(state, release))
+    before = record.get("applied_before")
+    plan = record.get("plan") or {}
+    now = reached.get(primary, {}).get("applied") if primary in reached else None
+    began = migration_began(record)
+    reverse: list[list[str]] = []
+    doubt = ""
+    if began and primary not in reached:
+        doubt = f"the primary {primary} does not answer, so nobody knows which migrations are applied"
+    elif began and now is None and before:
+        doubt = "the database does not say which migrations are applied"
+    elif began:
+        reverse = difference(now or [], before or [])
+    answer: dict[str, Any] = {"revert": revert, "unknown": unknown, "reverse": [], "target": target}
+
+    def result(chosen: str, reason: str, undo: Sequence[list[str]] = ()) -> dict[str, Any]:
+        return {
+            **answer,
+            "level": chosen,
+            "reason": reason,
+            "reverse": list(undo),
+            "commands": commands(chosen, record, target),
+        }
+
+    if level:
+        return _asked(level, result, reverse, plan, target, consent)
+    if doubt:
+        return result("stop", f"{doubt[0].upper()}{doubt[1:]}: a person has to look.")
+    if not revert and not reverse:
+        return result(
+            "abandon",
+            "Nothing live was changed: no host serves the new release and no migration was applied.",
+        )
+    if target is None:
+        return result(
+            "stop",
+            "This is the first deployment, so there is nothing to go back to: the new release is stopped.",
+        )
+    if not reverse:
+        return result("code", f"No migration was applied: {_place(revert)} the release before.")
+    return _with_migrations(result, record, reverse, plan, revert, consent)
+
+
+def _place(revert: Sequence[str]) -> str:
+    return f"{', '.join(revert)} go back to" if revert else "the hosts still serve"
+
+
+def _with_migrations(
+    result: Any,
+    record: Mapping[str, Any],
+    reverse: list[list[str]],
+    plan: Mapping[str, Any],
+    revert: Sequence[str],
+    consent: bool,
+) -> dict[str, Any]:
+    """Choose the least level for a deployment whose migrations are applied."""
+    names = _names(reverse)
+    compatible = worst(reverse, plan, "compatible")
+    reversible = worst(reverse, plan, "reversible")
+    destructive = worst(reverse, plan, "destructive")
+    if compatible == "yes":
+        return result(
+            "code",
+            f"The old code runs with what was applied ({names}): {_place(revert)} the release before, the schema stays.",
+        )
+    if reversible == "yes" and destructive == "no":
+        return result(
+            "migrations",
+            f"The old code is not proved to run with {names} (compatible: {compatible}), and each can be reversed: they are undone, then the code.",
+            reverse,
+        )
+    why = f"{names} cannot be left (compatible: {compatible}) and cannot be reversed without loss (reversible: {reversible}, destructive: {destructive})"
+    backup = record.get("backup") or {}
+    if not backup.get("id") or backup.get("empty"):
+        return result("stop", f"{why}, and there is no backup to restore: a person has to decide.")
+    if consent or not record.get("traffic_taken"):
+        # Until the new release took traffic the old one served: what it wrote is counted again by the restore itself.
+        return result(
+            "restore",
+            f"{why}: backup {backup['id']} is restored, if that loses no writes or their loss was accepted.",
+        )
+    return result(
+        "stop",
+        f"{why}, and a restore of backup {backup['id']} would lose what was written since: accept that with -e rollback_consent=true, or repair by hand.",
+    )
+
+
+def _asked(
+    level: str,
+    result: Any,
+    reverse: list[list[str]],
+    plan: Mapping[str, Any],
+    target: Mapping[str, Any] | None,
+    consent: bool,
+) -> dict[str, Any]:
+    """Answer a level that the operator asked for, or `stop` with the reason why it cannot be."""
+    names = _names(reverse) or "nothing"
+    if target is None and level not in ("abandon", "stop"):
+        return result("stop", f"rollback_level={level} was asked for, but there is no release to go back to.")
+    if level == "code":
+        compatible = worst(reverse, plan, "compatible")
+        if compatible != "yes":
+            return result(
+                "stop",
+                f"rollback_level=code was asked for, but the old code is not proved to run with {names} (compatible: {compatible}).",
+            )
+        return result("code", f"Asked for by the operator; what was applied stays: {names}.")
+    if level == "migrations":
+        reversible = worst(reverse, plan, "reversible")
+        if reversible != "yes":
+            return result(
+                "stop",
+                f"rollback_level=migrations was asked for, but {names} cannot be reversed (reversible: {reversible}).",
+            )
+        if worst(reverse, plan, "destructive") != "no" and not consent:
+            return result(
+                "stop",
+                f"rollback_level=migrations was asked for, but reversing {names} loses data: accept that with -e rollback_consent=true.",
+            )
+        return result("migrations", f"Asked for by the operator; undone first: {names}.", reverse)
+    return result(level, "Asked for by the operator.")
+
+
+def migration_began(record: Mapping[str, Any]) -> bool:
+    """Say whether the record shows that migrations were, or may have been, applied."""
+    return any(phase.get("phase") == "migrate" for phase in record.get("phases", []))
+
+
+def commands(level: str, record: Mapping[str, Any], target: Mapping[str, Any] | None) -> list[str]:
+    """Return the commands a person goes on with after *level*, the likeliest first."""
+    status = "ansible-playbook playbooks/status.yml -i <inventory>"
+    if level != "stop":
+        return [status]
+    found = [status]
+    if target:
+        found.append("ansible-playbook playbooks/rollback.yml -i <inventory> -e rollback_level=migrations")
+        found.append("ansible-playbook playbooks/rollback.yml -i <inventory> -e rollback_level=code")
+    if (record.get("backup") or {}).get("id"):
+        found.append(
+            "ansible-playbook playbooks/rollback.yml -i <inventory> -e rollback_level=restore -e rollback_consent=true"
+        )
+    return found
+
+
+def forecast(plan: Mapping[str, Any], target: Mapping[str, Any] | None, backup: bool) -> list[dict[str, str]]:
+    """Say before the deployment what would happen if a phase failed.
+
+    :param plan: the migration plan; *target*: the release to go back to, or None; *backup*: whether there will be one.
+    :return: ``{phase, level, reason}`` for each phase that can fail after the gates.
+    """
+    pending = [[m["app"], m["name"]] for m in plan.get("migrations", [])]
+    applied = {
+        "release": "new",
+        "phases": [{"phase": "migrate"}],
+        "plan": plan,
+        "previous": target,
+        "applied_before": [],
+    }
+    if backup:
+        applied["backup"] = {"id": "the one just taken"}
+    quiet = {"primary": {"applied": pending, "current": {"release": "old"}}}
+    live = {"primary": {"applied": pending, "current": {"release": "new"}}}
+    rows = [
+        {
+            "phase": "release to collectstatic",
+            "level": "abandon",
+            "reason": "Nothing live is changed by then.",
+        }
+    ]
+    for phase, states, traffic in (
+        ("migrate", quiet, None),
+        ("restart", quiet, None),
+        ("smoke_test", live, "yes"),
+    ):
+        if not pending and phase == "migrate":
+            rows.append(
+                {
+                    "phase": phase,
+                    "level": "abandon",
+                    "reason": "No migration is pending, so there is nothing to undo.",
+                }
+            )
+            continue
+        answer = decide(record={**applied, "traffic_taken": traffic}, states=states, primary="primary")
+        rows.append({"phase": phase, "level": answer["level"], "reason": answer["reason"]})
+    return rows

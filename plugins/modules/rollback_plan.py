@@ -1,0 +1,123 @@
+#!/usr/bin/python
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: rollback_plan
+short_description: Decide how a deployment is taken back
+version_added: 0.1.0
+author:
+  - The runbook.deploy authors (@runbook-deploy)
+description:
+  - Chooses the least rollback that helps, from the record of the deployment and from what the hosts answered.
+  - The levels are V(abandon) (nothing live was changed), V(code) (the release before runs with the new schema), V(migrations)
+    (migrations are reversed with the new release's code, then the code), V(restore) (from the verified backup) and V(stop)
+    (a person has to decide).
+  - The old code runs with the new schema only where every applied migration is proved compatible; what is not proved is not.
+  - Runs on the controller and contacts no host.
+attributes:
+  check_mode:
+    support: full
+    description: It decides and changes nothing.
+  diff_mode:
+    support: none
+    description: There is nothing to compare.
+  idempotent:
+    support: full
+    description: The same records and hosts give the same decision, in another process too.
+options:
+  record:
+    description: The record, on the primary, of the deployment to undo.
+    type: dict
+    default: {}
+  states:
+    description: What each host answered to M(runbook.deploy.deployment_state), by its name; null for a host that did not answer.
+    type: dict
+    default: {}
+  primary:
+    description: Name of the host that migrates.
+    type: str
+    default: ''
+  failures:
+    description: What failed. Empty for a rollback by hand.
+    type: list
+    elements: dict
+    default: []
+  level:
+    description: A level asked for by the operator. It is refused, as V(stop) with the reason, where it would do harm.
+    type: str
+    default: ''
+    choices: ['', abandon, code, migrations, restore, stop]
+  consent:
+    description: The operator accepts that writes since the backup are lost.
+    type: bool
+    default: false
+  forecast:
+    description: Instead of deciding, say what would happen if each later phase failed.
+    type: bool
+    default: false
+  plan:
+    description: For O(forecast), the migrations that are pending.
+    type: dict
+    default: {}
+  target:
+    description: For O(forecast), the release to go back to.
+    type: dict
+    default: {}
+  backup:
+    description: For O(forecast), whether there will be a backup.
+    type: bool
+    default: true
+"""
+
+EXAMPLES = r"""
+- name: Decide how to go back
+  runbook.deploy.rollback_plan:
+    record: "{{ deploy_state.open_record }}"
+    states: "{{ states }}"
+    primary: web1
+    failures: "{{ failures }}"
+"""
+
+RETURN = r"""
+plan:
+  description: The decision.
+  returned: when O(forecast=false)
+  type: dict
+  contains:
+    level:
+      description: The level.
+      type: str
+      sample: code
+    reason:
+      description: Why it is the least that helps.
+      type: str
+    revert:
+      description: Hosts that go back to the release before.
+      type: list
+      elements: str
+    unknown:
+      description: Hosts that did not answer.
+      type: list
+      elements: str
+    reverse:
+      description: Migrations to undo, as lists of app and name.
+      type: list
+      elements: list
+    target:
+      description: The release to go back to, or null.
+      type: dict
+    commands:
+      description: Commands for a person to go on with.
+      type: list
+      elements: str
+forecast:
+  description: What would happen if each later phase failed.
+  returned: when O(forecast=true)
+  type: list
+  elements: dict
+  sample: [{phase: smoke_test, level: code, reason: No migration was applied.}]
+"""
