@@ -67,9 +67,9 @@ def check_result(
 def gate_result(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Judge *checks* together.
 
-    A critical check that failed fails the gate; a critical one that could not be asked leaves it inconclusive,
-    and so does a gate without checks, or one of whose checks none could be asked. Checks of lower severity
-    that did not pass are named in ``degraded`` and stop nothing.
+    A critical check that failed fails the gate; a critical one that could not be asked leaves it
+    inconclusive, and so does a gate without checks, or with none that could be asked. Checks of lower
+    severity that did not pass are named in ``degraded`` and stop nothing.
 
     :return: ``{passed, verdict, checks, failed: [names], degraded: [names]}``; ``failed`` names the critical
         checks that did not pass, inconclusive ones included.
@@ -115,9 +115,7 @@ def until(
     :raises Problem: when *successes* or *deadline* is not positive; what *probe* raises is raised here.
     """
     if successes < 1:
-        raise Problem(
-            f"A gate needs successes of at least 1, found {successes}: asking nothing proves nothing."
-        )
+        raise Problem(f"A gate needs at least 1 success, found {successes}: asking nothing proves nothing.")
     if not (math.isfinite(deadline) and deadline > 0 and math.isfinite(interval) and interval >= 0):
         raise Problem(
             f"A gate needs a deadline above 0 seconds and an interval of at least 0, "
@@ -143,9 +141,7 @@ def until(
     answer, reason = last, ""
     if streak < successes and wrong is not None:
         answer = wrong
-        reason = (
-            f"The gate did not pass {successes} times in a row within {deadline:g} s ({attempts} attempts)."
-        )
+        reason = f"It did not pass {successes} times in a row within {deadline:g} s ({attempts} attempts)."
     elif streak < successes:
         # Never a failure, and never enough successes either.
         answer = {**last, "passed": False, "verdict": INCONCLUSIVE}
