@@ -1,0 +1,118 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The application's database, whatever engine it has: which migrations are applied, which engine answers.
+
+An engine is a class with the interface of :class:`Engine`; ``engine_of`` is the only place that chooses one.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+ENGINES = ("sqlite",)
+# The application name under which the rows of alembic_version are listed; Alembic has no apps.
+ALEMBIC = "alembic"
+
+
+class Contents(NamedTuple):
+    """What a database holds.
+
+    ``counts``: rows of each ordinary table; ``applied``: as :func:`applied`; ``integrity``: ``full``, ``partial``
+    (the engine lacks a function or collation of the application's, so indexes were not compared with their
+    tables) or ``none`` (not asked for); ``violations``: foreign keys that point nowhere, each as
+    ``[table, rowid, parent, number]``.
+    """
+
+    counts: dict[str, int]
+    applied: list[list[str]] | None
+    integrity: str
+    violations: list[list[Any]]
+
+
+class Engine:
+    """What backup, restore and the measured state ask of an engine; *database* is ``app_database``."""
+
+    name = ""
+    #: the dump's name in a backup's directory
+    dump_name = ""
+
+    def __init__(self, database: Mapping[str, Any]) -> None:
+        self.database = database
+
+    def exists(self) -> bool:
+        """Return whether there is a database with anything in it."""
+        raise NotImplementedError
+
+    def size(self) -> int:
+        """Return the bytes that a copy of the database needs."""
+        raise NotImplementedError
+
+    def tools(self) -> dict[str, str]:
+        """Return the versions of what makes and reads dumps."""
+        raise NotImplementedError
+
+    def applied(self, framework: str) -> list[list[str]] | None:
+        """Return the applied migrations; see :func:`applied`."""
+        raise NotImplementedError
+
+    def dump(self, target: Path) -> dict[str, Any]:
+        """Write a consistent copy of the live database to the new file *target*; return facts for the manifest."""
+        raise NotImplementedError
+
+    def contents(self, dump: Path, framework: str, *, integrity: bool) -> Contents:
+        """Read the dump at *dump* and, with *integrity*, check all of it; a damaged one is a :class:`Problem`."""
+        raise NotImplementedError
+
+    def live_violations(self) -> list[list[Any]]:
+        """Return the foreign keys of the live database that point nowhere, as in :class:`Contents`."""
+        raise NotImplementedError
+
+
+def engine_of(database: Mapping[str, Any]) -> Engine:
+    """Return the engine for ``database["engine"]``.
+
+    :raises Problem: for an engine that this version does not know.
+    """
+    name = database.get("engine")
+    if name not in ENGINES:
+        raise Problem(
+            f"app_database.engine is {name!r}, but this version of runbook.deploy supports "
+            f"{' and '.join(ENGINES)} only: set app_database.engine to {ENGINES[0]!r}."
+        )
+    # Imported here, because a host that asks for another engine may have a Python without sqlite3.
+    from ansible_collections.runbook.deploy.plugins.module_utils._sqlite import Sqlite
+
+    return Sqlite(database)
+
+
+def applied(database: Mapping[str, Any], framework: str) -> list[list[str]] | None:
+    """Return the applied migrations as ``[app, name]``, in the order in which they were applied.
+
+    :param database: ``app_database``: ``{"engine": "sqlite", "path": …}``.
+    :param framework: ``django`` (rows of ``django_migrations``) or ``alembic`` (rows of ``alembic_version`` as
+        ``["alembic", version]``); for any other the answer is None.
+    :returns: None where there is no database or no such table; ``[]`` where the table is empty.
+    :raises Problem: for a database that cannot be read, or an engine that is not supported.
+    """
+    return engine_of(database).applied(framework)
+
+
+def heads(rows: Iterable[Sequence[str]] | None) -> dict[str, list[str]]:
+    """Return the last migration of each app in *rows*, the answer of :func:`applied`.
+
+    Alembic's table holds nothing but heads, so that all of its rows count.
+    """
+    result: dict[str, list[str]] = {}
+    for app, name in rows or ():
+        if app == ALEMBIC:
+            result.setdefault(app, []).append(name)
+        else:
+            result[app] = [name]
+    return {app: sorted(names) for app, names in result.items()}
