@@ -12,7 +12,10 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +159,42 @@ def current_release(layout: Layout) -> str | None:
         return Path(os.readlink(layout.current)).name
     except (FileNotFoundError, OSError):
         return None
+
+
+@contextlib.contextmanager
+def opened(directory: Path) -> Iterator[None]:
+    """Let the owner write names into *directory* for a moment, then give it its mode back.
+
+    Where the application's user is also the one who deploys, releases and environments carry no write bits.
+    """
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & stat.S_IWUSR or os.geteuid() == 0:
+        yield
+        return
+    directory.chmod(mode | stat.S_IWUSR)
+    try:
+        yield
+    finally:
+        directory.chmod(mode)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove the release or environment *path*, without write bits or not; nothing where it does not exist.
+
+    The marker files go first: after a kill what is left counts as neither built nor complete.
+    """
+    if path.is_symlink() or not path.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        return
+    path.chmod(0o700)
+    for marker in (".complete", ".built"):
+        with contextlib.suppress(FileNotFoundError):
+            (path / marker).unlink()
+    fsync_directory(path)
+    for directory, names, _files in os.walk(path):
+        for name in names:
+            child = Path(directory, name)
+            if not child.is_symlink():
+                child.chmod(0o700)
+    shutil.rmtree(path)
