@@ -10,6 +10,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,10 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 ENGINES = ("sqlite",)
 # The application name under which the rows of alembic_version are listed; Alembic has no apps.
 ALEMBIC = "alembic"
+
+
+class Damaged(Problem):
+    """The data itself cannot be trusted, live or copied; no lack of space, rights or patience."""
 
 
 class Contents(NamedTuple):
@@ -66,12 +71,24 @@ class Engine:
         """Write a consistent copy of the live database to the new file *target*; return facts for the manifest."""
         raise NotImplementedError
 
-    def contents(self, dump: Path, framework: str, *, integrity: bool) -> Contents:
-        """Read the dump at *dump* and, with *integrity*, check all of it; a damaged one is a :class:`Problem`."""
+    def contents(self, dump: Path, framework: str, *, integrity_check: bool) -> Contents:
+        """Read the dump at *dump* and, with *integrity_check*, check all of it; raise :class:`Damaged`."""
         raise NotImplementedError
 
     def live_violations(self) -> list[list[Any]]:
         """Return the foreign keys of the live database that point nowhere, as in :class:`Contents`."""
+        raise NotImplementedError
+
+    def is_live(self, path: str | os.PathLike[str]) -> bool:
+        """Return whether *path*, a file of a restore or a scratch, is (part of) the live database."""
+        raise NotImplementedError
+
+    def scratch(self, dump: Path | None, directory: Path, owner: tuple[int, int]) -> dict[str, str]:
+        """Restore *dump* (None: an empty database) for a trial; return an ``app_database`` that names it."""
+        raise NotImplementedError
+
+    def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
+        """Read and check the whole of what :meth:`scratch` has made."""
         raise NotImplementedError
 
 

@@ -14,13 +14,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import sqlite3
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ansible_collections.runbook.deploy.plugins.module_utils._database import ALEMBIC, Engine
+from ansible_collections.runbook.deploy.plugins.module_utils._database import (
+    ALEMBIC,
+    Contents,
+    Damaged,
+    Engine,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # Seconds to wait for a lock that the application holds; Django's own default is 5.
@@ -28,6 +36,9 @@ BUSY_TIMEOUT = 10.0
 # Above this many bytes a database that is not in WAL mode is first copied in steps, because one step keeps its
 # writers waiting: 485 MB were copied in 0.6 s, and Django gives up waiting after 5 s.
 LARGEST_STEP = 1024 * 1024 * 1024
+STEP = 16 * 1024 * 1024
+# Seconds between two tries for a lock.
+STEP_WAIT = 0.25
 # A writer makes a copy in steps start again; so often it may, before one step is taken.
 RESTARTS = 2
 # Files that SQLite keeps beside a database (https://www.sqlite.org/tempfiles.html).
@@ -36,14 +47,11 @@ SQL_APPLIED = {
     "django": "SELECT app, name FROM django_migrations ORDER BY id",
     "alembic": f"SELECT '{ALEMBIC}', version_num FROM alembic_version ORDER BY version_num",
 }
-# A check that needs a function, a collation or a module of the application's, which only its own code defines.
-FOREIGN_CODE = (
-    "no such collation",
-    "no such function",
-    "no such module",
-    "unknown function",
-    "unknown tokenizer",
-)
+# What SQLite says of functions and collations that only the application's own code defines.
+FOREIGN_CODE = re.compile(r"(?:no such|unknown) (collation sequence|function): (.+?)(?:\(\))?$")
+FOREIGN_LIMIT = 100
+# SQLITE_FULL, and SQLITE_IOERR, which is what a file size limit or a quota looks like.
+NO_ROOM = re.compile(r"is full|disk I/O|No space|quota|too large", re.IGNORECASE)
 
 
 def uri(path: str | os.PathLike[str], **parameters: str) -> str:
@@ -108,6 +116,7 @@ def unreadable(path: Path, error: BaseException) -> Problem:
         advice = "its file and directory must be readable and writable for the user who runs this"
     else:
         advice = "it is damaged or no SQLite database; restore a backup, or correct app_database.path"
+        return Damaged(f"The database at app_database.path ({path}) cannot be read: {text}; {advice}.")
     return Problem(f"The database at app_database.path ({path}) cannot be read: {text}; {advice}.")
 
 
@@ -122,6 +131,118 @@ def read_applied(connection: sqlite3.Connection, framework: str) -> list[list[st
     if found.fetchone() is None:
         return None
     return [[str(app), str(name)] for app, name in connection.execute(SQL_APPLIED[framework])]
+
+
+def table_names(connection: sqlite3.Connection, schema: str = "main") -> list[str]:
+    """Return the ordinary tables, sorted: no views, no virtual tables (their shadow tables are ordinary), none of
+    SQLite's own."""
+    rows = connection.execute(
+        f"SELECT name FROM {schema}.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
+        "AND sql NOT LIKE 'CREATE VIRTUAL %' ORDER BY name"
+    )
+    return [name for (name,) in rows]
+
+
+def with_stand_ins(connection: sqlite3.Connection, sql: str) -> tuple[list[tuple[Any, ...]], bool]:
+    """Return the rows of *sql* and whether stand-ins for the application's functions or collations were needed.
+
+    A stand-in lets a statement be prepared; it is no reason to trust an order or an index made with the real one.
+    """
+    used = False
+    for _attempt in range(FOREIGN_LIMIT):
+        try:
+            return connection.execute(sql).fetchall(), used
+        except sqlite3.OperationalError as error:
+            found = FOREIGN_CODE.search(str(error))
+            if found is None:
+                raise
+            used = True
+            kind, name = found.groups()
+            if kind == "function":
+                connection.create_function(name, -1, lambda *_values: None, deterministic=True)
+            else:
+                connection.create_collation(name, lambda left, right: (left > right) - (left < right))
+    raise sqlite3.OperationalError(f"more than {FOREIGN_LIMIT} unknown functions and collations in {sql!r}")
+
+
+def integrity(connection: sqlite3.Connection, tables: list[str]) -> tuple[str, list[str]]:
+    """Check every page; return the level reached (see :class:`Contents`) and what is wrong, at most 100 lines."""
+    try:
+        rows = connection.execute("PRAGMA integrity_check").fetchall()
+    except sqlite3.OperationalError as error:
+        if not FOREIGN_CODE.search(str(error)):
+            raise
+        # The order of an index cannot be judged without the application's code; its tables can be read.
+        for table in tables:
+            with_stand_ins(connection, f"SELECT count(*), max(rowid) FROM {identifier(table)} NOT INDEXED")
+        return "partial", []
+    found = [str(row[0]) for row in rows]
+    return "full", [] if found == ["ok"] else found
+
+
+def foreign_keys(connection: sqlite3.Connection) -> list[list[Any]]:
+    """Return the rows of ``PRAGMA foreign_key_check``; a key whose definition is wrong counts as one row."""
+    try:
+        return [list(row) for row in connection.execute("PRAGMA foreign_key_check")]
+    except sqlite3.OperationalError as error:
+        if "foreign key mismatch" in str(error):
+            return [[str(error), None, None, None]]
+        if FOREIGN_CODE.search(str(error)):
+            return []
+        raise
+
+
+def copy_in_steps(source: sqlite3.Connection, target: sqlite3.Connection, step: int) -> bool:
+    """Copy *source* to the empty *target*, *step* bytes under each lock; return whether it came to its end.
+
+    The backup API starts again whenever another connection has written between two steps: after ``RESTARTS``
+    of these, or ``BUSY_TIMEOUT`` seconds without a lock, it is given up and *target* is worthless.
+    """
+    page = source.execute("PRAGMA page_size").fetchone()[0]
+    left: list[int] = []
+    waits = restarts = 0
+
+    def progress(_status: int, remaining: int, _total: int) -> None:
+        nonlocal waits, restarts
+        if left and remaining == left[0]:
+            waits += 1
+        elif left and remaining > left[0]:
+            restarts += 1
+        left[:] = [remaining]
+        if restarts > RESTARTS or waits * STEP_WAIT > BUSY_TIMEOUT:
+            raise InterruptedError
+
+    try:
+        source.backup(target, pages=max(1, step // page), progress=progress, sleep=STEP_WAIT)
+    except InterruptedError:
+        return False
+    return True
+
+
+def copy_at_once(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Copy *source* to the empty *target* in one step within a read transaction, which cannot start again."""
+    source.execute("BEGIN")
+    # BEGIN alone takes no lock: the first read does, and waits for it.
+    source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    source.backup(target, pages=-1)
+    source.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def new_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open the new and empty database *path* (0600) for a copy; an older file of that name goes.
+
+    A copy that was cut short is thrown away, so it needs no journal; :func:`sync_file` follows it.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    with contextlib.closing(
+        sqlite3.connect(uri(path, mode="rw"), uri=True, isolation_level=None)
+    ) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        yield connection
 
 
 class Sqlite(Engine):
@@ -160,3 +281,153 @@ class Sqlite(Engine):
             return None
         with live(self.path) as connection:
             return read_applied(connection, framework)
+
+    def exists(self) -> bool:
+        """Return whether the file holds a table."""
+        if not self.present():
+            return False
+        with live(self.path) as connection:
+            return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+
+    def size(self) -> int:
+        """Return the bytes of the file and its log; a copy is never larger."""
+        return sum(
+            os.path.getsize(f"{self.path}{suffix}")
+            for suffix in ("", "-wal")
+            if os.path.exists(f"{self.path}{suffix}")
+        )
+
+    def tools(self) -> dict[str, str]:
+        """Return the version of the SQLite library."""
+        return {"sqlite": sqlite3.sqlite_version}
+
+    def dump(self, target: Path, largest_step: int = LARGEST_STEP) -> dict[str, Any]:
+        """Copy the live database to the new file *target* (0600) with SQLite's backup API.
+
+        In one step inside a read transaction: it cannot be made to start again, so that a constant writer does
+        not starve it. In WAL mode writers do not notice; in the other modes they wait for it, so that a
+        database larger than *largest_step* bytes is tried in steps first.
+        """
+        try:
+            with live(self.path) as source:
+                mode = source.execute("PRAGMA journal_mode").fetchone()[0]
+                in_steps = mode != "wal" and self.size() > largest_step
+                if in_steps:
+                    with new_database(target) as copy:
+                        in_steps = copy_in_steps(source, copy, min(STEP, largest_step))
+                if not in_steps:
+                    with new_database(target) as copy:
+                        copy_at_once(source, copy)
+            sync_file(target)
+        except (Problem, OSError) as error:
+            cause = error.__cause__ if isinstance(error, Problem) else error
+            if not isinstance(cause, (OSError, sqlite3.OperationalError)) or not NO_ROOM.search(str(cause)):
+                raise
+            raise Problem(
+                f"The backup of {self.path} could not be written to {target.parent}: {cause}; it needs "
+                f"{self.size()} bytes and {shutil.disk_usage(target.parent).free} are free: make room and try again."
+            ) from error
+        return {"journal_mode": mode, "copied": "in steps" if in_steps else "at once"}
+
+    def contents(self, dump: Path, framework: str, *, integrity_check: bool) -> Contents:
+        """Read the copy at *dump*, which nobody writes: SQLite makes no files beside an ``immutable`` one."""
+        level = "none"
+        try:
+            with reading(dump, mode="ro", immutable="1") as connection:
+                tables = table_names(connection)
+                if integrity_check:
+                    level, faults = integrity(connection, tables)
+                    if faults:
+                        raise Damaged(
+                            f"The copy {dump} of the database {self.path} fails SQLite's integrity_check with "
+                            f"{len(faults)} faults, the first: {faults[0]}; expected: ok. Run 'PRAGMA integrity_check' "
+                            "on the live database: when it fails too, repair it before anything is deployed.",
+                            evidence="\n".join(faults[:20]),
+                        )
+                counts = {}
+                for table in tables:
+                    rows, _used = with_stand_ins(
+                        connection, f"SELECT count(*) FROM {identifier(table)} NOT INDEXED"
+                    )
+                    counts[table] = rows[0][0]
+                violations = foreign_keys(connection) if integrity_check else []
+                return Contents(counts, read_applied(connection, framework), level, violations)
+        except sqlite3.Error as error:
+            raise Damaged(
+                f"The copy {dump} of the database {self.path} cannot be read: {error}; "
+                "check the disk, and take the backup again."
+            ) from error
+
+    def live_violations(self) -> list[list[Any]]:
+        """Return the foreign keys of the live database that point nowhere."""
+        with live(self.path) as connection:
+            return foreign_keys(connection)
+
+    def is_live(self, path: str | os.PathLike[str]) -> bool:
+        """Return whether *path* is the live file, by name or by inode."""
+        if Path(os.path.realpath(path)) == self.path:
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samefile(path, self.path)
+        return False
+
+    def scratch(self, dump: Path | None, directory: Path, owner: tuple[int, int]) -> dict[str, str]:
+        """Restore *dump* into the new *directory*, which then belongs to *owner* (uid, gid; -1: nobody else).
+
+        The directory is handed over last: until then only this process may put anything into it.
+
+        :param dump: None for a first deployment: the file does not exist, its directory does.
+        :returns: an ``app_database`` for the code under trial.
+        :raises Problem: when the scratch would be the live database.
+        """
+        target = directory / f"{self.path.stem}.sqlite3"
+        if self.is_live(target) or Path(os.path.realpath(directory)) == self.path.parent:
+            raise Problem(
+                f"The scratch database {target} would be the live one ({self.path}): "
+                "app_database.path must not lie below the directory scratch of app_root."
+            )
+        directory.mkdir(mode=0o700)
+        if dump is not None:
+            copy_file(dump, target, 0o600, owner)
+        os.chmod(directory, 0o700)
+        os.chown(directory, *owner)
+        return {"engine": self.name, "path": str(target)}
+
+    def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
+        """Read and check the whole scratch database."""
+        return self.contents(Path(scratch["path"]), framework, integrity_check=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make the contents of *path* survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def copy_file(source: Path, target: Path, mode: int, owner: tuple[int, int]) -> None:
+    """Copy *source* to the new file *target* with *mode* and *owner* (uid, gid; -1: as it is), and sync it.
+
+    :raises Problem: when there is no room for it; *target* is removed then.
+    """
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(source, "rb") as reader, os.fdopen(handle, "wb") as writer:
+            shutil.copyfileobj(reader, writer, 1024 * 1024)
+            writer.flush()
+            if owner != (-1, -1):
+                os.fchown(writer.fileno(), *owner)
+            os.fchmod(writer.fileno(), stat.S_IMODE(mode))
+            os.fsync(writer.fileno())
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+        raise Problem(
+            f"Copying {source} to {target} failed: {error.strerror}; make room there and try again."
+        ) from error
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+        raise
