@@ -1,0 +1,452 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ask an application over HTTP and judge its answers; what a check may say is in ``_http_spec.py``.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ansible_collections.runbook.deploy.plugins.module_utils._conditions import holds
+from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
+    FAIL,
+    INCONCLUSIVE,
+    PASS,
+    check_result,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
+    PROOFS,
+    READING,
+    REDIRECTS,
+    Check,
+    Values,
+    parse_checks,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import (
+    Answer,
+    Route,
+    Target,
+    Unanswered,
+    exchange,
+)
+
+THREADS = 8
+# As browsers do (Firefox and Chromium: 20), but a healthy page needs far fewer.
+REDIRECT_LIMIT = 10
+# Of the answer's text, in messages.
+SHOWN = 200
+# After the limit, before a check that cannot be interrupted is abandoned; below the grace of _gate.until.
+MARGIN = 0.25
+_SENSITIVE = re.compile(r"auth|cookie|token|secret|passw|pwd|key|session|credential", re.IGNORECASE)
+
+
+class Jar:
+    """What a request of a flow adds (cookies, Referer) and keeps; this one does nothing."""
+
+    def headers(self, route: Route) -> dict[str, str]:
+        """Return the headers to add to a request on *route*."""
+        return {}
+
+    def keep(self, route: Route, answer: Answer) -> None:
+        """Take the cookies of *answer*."""
+
+
+class Reply(NamedTuple):
+    """The last answer of a request: its way, the redirects before it, and the seconds of all together."""
+
+    answer: Answer
+    route: Route
+    hops: list[str]
+    seconds: float
+
+
+class Findings(NamedTuple):
+    """What was judged: ``wrong`` are pairs of what was expected and what was found; ``unknown`` likewise,
+    where the answer does not allow a judgement."""
+
+    expected: list[str]
+    wrong: list[tuple[str, str]]
+    unknown: list[tuple[str, str]]
+
+
+def run_checks(
+    checks: Sequence[Mapping[str, Any] | Check],
+    target: Target,
+    *,
+    placeholders: Mapping[str, Any] | None = None,
+    secrets: Mapping[str, str] | None = None,
+    timeout: float = 10.0,
+    deadline: float = 60.0,
+) -> list[dict[str, Any]]:
+    """Ask all *checks* at the same time and return a ``check_result`` for each, in their order.
+
+    :param checks: as people write them, or as ``parse_checks`` returns them.
+    :param placeholders: values of ``{commit}``, ``{release}``, ``{version}`` and ``{deployment}``.
+    :param secrets: values of ``{secret.name}``.
+    :param timeout: seconds for each check with its redirects, unless it has its own.
+    :param deadline: seconds for all of them.
+    :raises Problem: when a check is not well written, or a placeholder has no value.
+    """
+    parsed = [check if isinstance(check, Check) else parse_checks([check])[0] for check in checks]
+    values = Values(placeholders, secrets)
+    for check in parsed:
+        verify_placeholders(check, values)
+
+    def task(check: Check) -> Callable[[float], dict[str, Any]]:
+        return lambda limit: run_check(check, target, values, timeout, limit)
+
+    limit = time.monotonic() + deadline
+    names = [(check.name, check.severity) for check in parsed]
+    return in_parallel([task(check) for check in parsed], names, limit)
+
+
+def in_parallel(
+    tasks: Sequence[Callable[[float], dict[str, Any]]], names: Sequence[tuple[str, str]], limit: float
+) -> list[dict[str, Any]]:
+    """Run *tasks* in at most ``THREADS`` threads and return their results in order.
+
+    :param tasks: each is called with *limit* and returns a ``check_result``.
+    :param names: name and severity of each, for the result of one that is not done in time.
+    :param limit: the reading of ``time.monotonic()`` at which all must be done.
+    :raises Exception: the first that a task raised.
+    """
+    results: dict[int, dict[str, Any]] = {}
+    errors: list[BaseException] = []
+    waiting = list(enumerate(tasks))
+    begun: set[int] = set()
+    changed = threading.Condition()
+
+    def work() -> None:
+        while True:
+            with changed:
+                if not waiting or errors or time.monotonic() >= limit:
+                    return
+                index, task = waiting.pop(0)
+                begun.add(index)
+            try:
+                result = task(limit)
+            except BaseException as error:  # raised again by the caller's thread
+                with changed:
+                    errors.append(error)
+                    changed.notify()
+                return
+            with changed:
+                results[index] = result
+                changed.notify()
+
+    # Daemons: name resolution cannot be interrupted, and must not keep the module from ending.
+    for _number in range(min(THREADS, len(tasks))):
+        threading.Thread(target=work, daemon=True).start()
+    with changed:
+        changed.wait_for(
+            lambda: bool(errors) or len(results) == len(tasks), max(0.0, limit - time.monotonic()) + MARGIN
+        )
+        if errors:
+            raise errors[0]
+        return [
+            results[index] if index in results else _late(names[index], index in begun)
+            for index in range(len(tasks))
+        ]
+
+
+def _late(name: tuple[str, str], begun: bool) -> dict[str, Any]:
+    what = "did not end" if begun else "was not asked"
+    return check_result(
+        name[0],
+        INCONCLUSIVE,
+        name[1],
+        f"{what} before the time was up",
+        "an answer in time",
+        f"Check {name[0]!r} {what} before the gate's time was up: raise the deadline.",
+    )
+
+
+def verify_placeholders(check: Check, values: Values) -> None:
+    """Fill every text of *check* once.
+
+    :raises Problem: when a placeholder or a secret has no value.
+    """
+    for text in (check.url, check.body or "", *check.headers.values(), *(check.form or {}).values()):
+        values.fill(text, check.where, secret=True)
+    values.fill(check.asserted() + json.dumps(check.absent) + (check.redirect_to or ""), check.where)
+
+
+def run_check(check: Check, target: Target, values: Values, timeout: float, limit: float) -> dict[str, Any]:
+    """Ask one check and judge it.
+
+    :param timeout: seconds, unless the check has its own; :param limit: the latest end (``time.monotonic()``).
+    """
+    allowed = min(check.timeout or timeout, limit - time.monotonic())
+    headers = {name: values.fill(text, check.where, True) for name, text in check.headers.items()}
+    body: bytes | None = None
+    if check.form is not None:
+        filled = {name: values.fill(text, check.where, True) for name, text in check.form.items()}
+        body = urllib.parse.urlencode(filled).encode()
+        headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
+    elif check.body is not None:
+        body = values.fill(check.body, check.where, True).encode()
+    url = busted(values.fill(check.url, check.where, True), check)
+    result, _reply = ask(check, target, values, check.method, url, headers, body, allowed)
+    return result
+
+
+def busted(url: str, check: Check) -> str:
+    """Return *url* with a random query where the check wants to get past a cache; a constant one would not."""
+    if not check.bust_cache:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}_={os.urandom(6).hex()}"
+
+
+def ask(
+    check: Check,
+    target: Target,
+    values: Values,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    allowed: float,
+    jar: Jar | None = None,
+) -> tuple[dict[str, Any], Reply | None]:
+    """Send one request and judge its answer; return the ``check_result`` and the answer, if there is one."""
+    begun = time.monotonic()
+    first = target.resolve(url)
+    shown_url = target.resolve(values.fill(check.url, check.where)).url
+    asked = f"{method} {shown_url} ({first.place})"
+    extra = {"asked": asked, "repeat": repeat(check, target, values, method)}
+    try:
+        reply = send(target, values, method, url, headers, body, check.follow, allowed, jar or Jar())
+    except Unanswered as error:
+        seconds = time.monotonic() - begun
+        found = values.hide(error.text)
+        verdict = FAIL if error.asked else INCONCLUSIVE
+        end = "failed" if error.asked else "could not be asked"
+        expected = "; ".join(judge(check, None, values).expected)
+        message = (
+            f"Check {check.name!r} {end}: {asked}: {found}; expected {expected}. Repeat: {extra['repeat']}"
+        )
+        return check_result(
+            check.name, verdict, check.severity, found, expected, message, seconds, status=None, **extra
+        ), None
+    findings = judge(check, reply, values)
+    observed = described(reply, values)
+    expected = "; ".join(findings.expected)
+    extra["status"] = reply.answer.status
+    if findings.wrong or findings.unknown:
+        pairs = findings.wrong or findings.unknown
+        verdict = FAIL if findings.wrong else INCONCLUSIVE
+        end = "failed" if findings.wrong else "cannot be judged"
+        found = "; ".join(f"expected {wish}, but {fact}" for wish, fact in pairs)
+        message = (
+            f"Check {check.name!r} {end}: {asked}: {found}. Answer: {observed}."
+            f"{hint(first, reply)} Repeat: {extra['repeat']}"
+        )
+    else:
+        verdict, message = PASS, ""
+        extra["proves_release"] = any(proof in check.asserted() for proof in PROOFS)
+    return (
+        check_result(
+            check.name, verdict, check.severity, observed, expected, message, reply.seconds, **extra
+        ),
+        reply,
+    )
+
+
+def send(
+    target: Target,
+    values: Values,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    follow: bool,
+    allowed: float,
+    jar: Jar,
+) -> Reply:
+    """Send a request, and the ones that its redirects ask for when *follow* is set, in *allowed* seconds.
+
+    :raises Unanswered: when there is no answer, redirects do not end, or they lead away from a socket.
+    """
+    begun = time.monotonic()
+    hops: list[str] = []
+    own = dict(headers)
+    while True:
+        route = target.resolve(url)
+        if target.socket is not None and not route.target:
+            raise Unanswered(f"the way leads to {route.url}, away from socket {target.socket}")
+        # Headers and secrets are for the application, not for where it may send us.
+        shared = {name: values.fill(text, "headers", True) for name, text in target.headers.items()}
+        sent = {**shared, **own, **jar.headers(route)} if route.target else {} if hops else own
+        left = allowed - (time.monotonic() - begun)
+        if left <= 0:
+            raise Unanswered(f"no complete answer in {allowed:.1f} s ({len(hops)} redirects)")
+        answer = exchange(target, route, method=method, headers=sent, body=body, timeout=left)
+        jar.keep(route, answer)
+        location = answer.headers.get("location", "").split("\n")[0]
+        if not (follow and answer.status in REDIRECTS and location):
+            return Reply(answer, route, hops, time.monotonic() - begun)
+        hops.append(location)
+        if len(hops) > REDIRECT_LIMIT:
+            raise Unanswered(f"more than {REDIRECT_LIMIT} redirects, the last one to {location}")
+        url = urllib.parse.urljoin(route.url, location)
+        if answer.status == 303 or (answer.status in (301, 302) and method == "POST"):
+            # As browsers do (Fetch standard, HTTP-redirect fetch, step 12).
+            method, body = ("GET" if method != "HEAD" else method), None
+            own = {name: text for name, text in own.items() if not name.lower().startswith("content-")}
+        if body is not None and not target.resolve(url).target:
+            raise Unanswered(f"it wants the request repeated elsewhere, at {url}")
+
+
+def judge(check: Check, reply: Reply | None, values: Values) -> Findings:
+    """Compare *reply* with what *check* expects; without a reply only say what that is."""
+    found = Findings([], [], [])
+    answer = reply.answer if reply else Answer(0, {}, "", False, 0.0, {})
+
+    def expect(wish: str, true: bool, fact: str, known: bool = True) -> None:
+        found.expected.append(wish)
+        if reply is not None and not (true and known):
+            (found.wrong if known else found.unknown).append((wish, values.hide(fact)))
+
+    def fill(text: str) -> str:
+        return values.fill(text, check.where)
+
+    statuses = " or ".join(map(str, check.status))
+    expect(f"status {statuses}", answer.status in check.status, f"it was {answer.status}")
+    if check.redirect_to is not None:
+        place = fill(check.redirect_to)
+        location = answer.headers.get("location", "")
+        expect(f"a redirect to {place}", _leads_to(location, place), f"it led to {location or 'nothing'}")
+    for name, text in check.header.items():
+        value = answer.headers.get(name.lower())
+        wish = fill(text)
+        fact = "it is absent" if value is None else f"it is {_short(value)}"
+        expect(f"header {name} with {wish!r}", value is not None and wish in value, fact)
+    if check.max_seconds is not None:
+        seconds = reply.seconds if reply else 0.0
+        expect(
+            f"an answer within {check.max_seconds:g} s",
+            seconds <= check.max_seconds,
+            f"it took {seconds:.2f} s",
+        )
+    partial = " in the part that was read" if answer.cut else ""
+    for text in map(fill, check.contains):
+        there = text in answer.text
+        expect(f"the text {_short(text)}", there, f"it is not there{partial}", there or not answer.cut)
+    for text in map(fill, check.absent):
+        there = text in answer.text
+        expect(f"no text {_short(text)}", not there, f"it is there{partial}", there or not answer.cut)
+    if check.matches is not None:
+        pattern = values.fill(check.matches, check.where, quote=re.escape)
+        there = re.search(pattern, answer.text, re.MULTILINE) is not None
+        expect(f"a match of {pattern!r}", there, f"there is none{partial}", there or not answer.cut)
+    if check.json:
+        _judge_json(check, answer, fill, expect)
+    return found
+
+
+def _judge_json(
+    check: Check, answer: Answer, fill: Callable[[str], str], expect: Callable[[str, bool, str, bool], None]
+) -> None:
+    document: Any = None
+    trouble = ""
+    try:
+        document = json.loads(answer.text)
+    except (ValueError, RecursionError) as error:
+        trouble = (
+            f"the answer is no JSON ({error})" if not answer.cut else "the answer is too long to be read"
+        )
+    for path, value in check.json.items():
+        wish = fill(value) if isinstance(value, str) else json.dumps(value)
+        true, fact = holds(document, path, value, fill) if not trouble else (False, trouble)
+        subject = "" if trouble else f"{path} "
+        expect(f"{path} in JSON {wish}", true, f"{subject}{fact}", not (trouble and answer.cut))
+
+
+def _leads_to(location: str, place: str) -> bool:
+    """Return whether *location* is *place*, which may leave out the host and the query."""
+    if not location:
+        return False
+    wanted, found = urllib.parse.urlsplit(place), urllib.parse.urlsplit(location)
+    if (wanted.scheme or wanted.netloc) and (wanted.scheme, wanted.netloc) != (found.scheme, found.netloc):
+        return False
+    return wanted.path == found.path and (not wanted.query or wanted.query == found.query)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+def described(reply: Reply, values: Values) -> str:
+    """Return *reply* in one line: status, seconds, redirects, the first characters of the text; no secret."""
+    answer = reply.answer
+    # Hidden before it is cut: half a secret is one too.
+    text = " ".join(values.hide(answer.text).split())
+    parts = [f"status {answer.status} in {reply.seconds:.2f} s"]
+    if reply.hops:
+        parts.append(f"after {len(reply.hops)} redirects, the last one to {values.hide(reply.hops[-1])}")
+    elif "location" in answer.headers:
+        parts.append(f"to {values.hide(answer.headers['location'])}")
+    if answer.cut:
+        parts.append(f"more than {len(answer.text)} characters, the rest was not read")
+    if text:
+        parts.append(f"text {_short(text)}")
+    return ", ".join(parts)
+
+
+def hint(first: Route, reply: Reply) -> str:
+    """Return what is probably the cause, for the two refusals that an application gives to a plain request."""
+    location = reply.answer.headers.get("location", "") or (reply.hops[-1] if reply.hops else "")
+    if first.scheme == "http" and reply.answer.status in REDIRECTS and location.startswith("https://"):
+        return " It insists on https: send the header X-Forwarded-Proto with the value https."
+    if reply.answer.status == 400 and first.host:
+        return f" Does it accept the Host {first.host!r} (ALLOWED_HOSTS)?"
+    return ""
+
+
+def repeat(check: Check, target: Target, values: Values, method: str) -> str:
+    """Return the curl command that asks the same by hand; secrets stay ``{secret.name}`` in it."""
+    route = target.resolve(values.fill(check.url, check.where))
+    words = ["curl", "-sS", "-i", "--max-time", "10"]
+    if check.follow:
+        words.append("-L")
+    if method == "HEAD":
+        words.append("-I")
+    elif method != ("POST" if check.form or check.body else "GET"):
+        words += ["-X", method]
+    url = route.url
+    if route.socket:
+        words += ["--unix-socket", route.socket]
+    elif route.scheme == "https":
+        words += [] if target.verify else ["-k"]
+        words += ["--cacert", target.ca] if target.ca else []
+        name = urllib.parse.urlsplit(f"//{route.host}")
+        if name.hostname != route.name:
+            words += ["--connect-to", f"{name.hostname}:{name.port or 443}:{route.name}:{route.port}"]
+    elif urllib.parse.urlsplit(url).hostname != route.name:
+        url = f"http://{route.name}:{route.port}{route.path}"
+        words += ["-H", f"Host: {route.host}"]
+    for name, text in {**(target.headers if route.target else {}), **check.headers}.items():
+        hidden = _SENSITIVE.search(name) and "{secret." not in text
+        words += ["-H", f"{name}: {'…' if hidden else values.fill(text, check.where)}"]
+    for name, text in (check.form or {}).items():
+        hidden = _SENSITIVE.search(name) and "{secret." not in text
+        words += ["--data-urlencode", f"{name}={'…' if hidden else values.fill(text, check.where)}"]
+    if check.body is not None:
+        words += ["--data-binary", values.fill(check.body, check.where)[:500]]
+    return shlex.join([*words, url])
+
+
+def reads_only(check: Check) -> bool:
+    """Return whether *check* may be asked in check mode."""
+    return check.method in READING

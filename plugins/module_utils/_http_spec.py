@@ -1,0 +1,332 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read HTTP checks and flows as people write them; a typing error is found before anything is asked.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ansible_collections.runbook.deploy.plugins.module_utils._conditions import (
+    compile_pattern,
+    parse_condition,
+    parse_path,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._gate import SEVERITIES
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+PLACEHOLDERS = ("commit", "release", "version", "deployment")
+# An answer that holds one of these proves which release gave it; a version can be kept by two releases.
+PROOFS = ("{commit}", "{release}", "{deployment}")
+REDIRECTS = (301, 302, 303, 307, 308)
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+READING = ("GET", "HEAD")
+EXTRACTORS = ("json", "regex", "header")
+_PLACEHOLDER = re.compile(r"\{(secret\.[^{}]*|[A-Za-z_][A-Za-z0-9_]*)\}")
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+
+class Check(NamedTuple):
+    """One request and what its answer must be; ``where`` names it in messages about the specification."""
+
+    where: str
+    name: str
+    url: str
+    method: str
+    headers: dict[str, str]
+    body: str | None
+    form: dict[str, str] | None
+    status: list[int]
+    contains: list[str]
+    absent: list[str]
+    matches: str | None
+    json: dict[str, Any]
+    header: dict[str, str]
+    redirect_to: str | None
+    follow: bool
+    bust_cache: bool
+    max_seconds: float | None
+    timeout: float | None
+    severity: str
+    extract: dict[str, dict[str, str]]
+
+    def asserted(self) -> str:
+        """Return all texts that the answer is compared with."""
+        return json.dumps([self.contains, self.matches, self.json, self.header])
+
+
+class Flow(NamedTuple):
+    """Steps that share cookies; the first that does not pass ends it. ``timeout`` is for the whole flow."""
+
+    where: str
+    name: str
+    steps: list[Check]
+    timeout: float | None
+    severity: str
+
+
+class Values:
+    """What placeholders stand for.
+
+    :param placeholders: ``commit``, ``release``, ``version``, ``deployment`` and what a flow has extracted.
+    :param secrets: what ``{secret.name}`` stands for; replaced in requests, hidden in everything that is shown.
+    """
+
+    def __init__(
+        self, placeholders: Mapping[str, Any] | None = None, secrets: Mapping[str, str] | None = None
+    ) -> None:
+        self.placeholders = {k: str(v) for k, v in (placeholders or {}).items() if v not in (None, "")}
+        self.secrets = dict(secrets or {})
+        forms: set[str] = set()
+        for value in filter(None, self.secrets.values()):
+            # As it can come back: in a page, in an address, in JSON.
+            forms |= {value, html.escape(value), json.dumps(value)[1:-1]}
+            forms |= {urllib.parse.quote(value), urllib.parse.quote_plus(value)}
+        self._hidden = sorted(forms, key=len, reverse=True)
+
+    def also(self, extracted: Mapping[str, str]) -> Values:
+        """Return the same with further placeholders."""
+        return Values({**self.placeholders, **extracted}, self.secrets)
+
+    def fill(self, text: str, where: str, secret: bool = False, quote: Callable[[str], str] = str) -> str:
+        """Return *text* with its placeholders replaced, all at once: what is put in is not looked at again.
+
+        :param secret: ``{secret.name}`` too; only for what is sent.
+        :param quote: applied to each value, for patterns.
+        :raises Problem: for a placeholder without a value: an empty text would be found in every answer.
+        """
+
+        def value(found: re.Match[str]) -> str:
+            name = found.group(1)
+            if name.startswith("secret."):
+                if not secret:
+                    return found.group(0)
+                if name[7:] not in self.secrets:
+                    known = ", ".join(sorted(self.secrets)) or "none"
+                    raise Problem(f"{where} uses {{{name}}}, but secrets has only: {known}.")
+                return quote(self.secrets[name[7:]])
+            if name in self.placeholders:
+                return quote(self.placeholders[name])
+            if name in PLACEHOLDERS:
+                raise Problem(f"{where} uses {{{name}}}, but no {name} was given: add it to placeholders.")
+            return found.group(0)
+
+        return _PLACEHOLDER.sub(value, text)
+
+    def hide(self, text: str) -> str:
+        """Return *text*, which came from a server, without any secret, however short it is."""
+        for value in self._hidden:
+            text = text.replace(value, "********")
+        return text
+
+
+def parse_checks(checks: Any, where: str = "checks") -> list[Check]:
+    """Return *checks* read and completed with defaults.
+
+    :param where: the name of the option, for messages.
+    :raises Problem: for anything that is not a list of well-written checks.
+    """
+    return [_check(item, f"{where}[{index}]", flow=False) for index, item in enumerate(_list(checks, where))]
+
+
+def parse_flows(flows: Any, where: str = "flows") -> list[Flow]:
+    """Return *flows* read; in a step redirects are followed, unless it says otherwise.
+
+    :raises Problem: for anything that is not a list of well-written flows.
+    """
+    result = []
+    for index, item in enumerate(_list(flows, where)):
+        here = f"{where}[{index}]"
+        _keys(item, ("name", "steps", "timeout", "severity"), here)
+        steps = [
+            _check(step, f"{here}.steps[{number}]", flow=True)
+            for number, step in enumerate(_list(item.get("steps"), f"{here}.steps"))
+        ]
+        if not steps:
+            raise Problem(f"{here}.steps is empty: a flow needs at least one step.")
+        name = str(item.get("name") or f"flow {index + 1}")
+        result.append(
+            Flow(
+                here,
+                name,
+                steps,
+                _seconds(item.get("timeout"), f"{here}.timeout"),
+                _choice(item.get("severity", "critical"), SEVERITIES, f"{here}.severity"),
+            )
+        )
+    return result
+
+
+def _check(item: Any, where: str, flow: bool) -> Check:
+    known = [name for name in Check._fields if name not in ("where", "extract")] + ["json_body"]
+    _keys(item, [*known, "extract"] if flow else known, where)
+    bodies = [name for name in ("body", "json_body", "form") if item.get(name) is not None]
+    if len(bodies) > 1:
+        raise Problem(f"{where} has {' and '.join(bodies)}: give only one of body, json_body and form.")
+    url = item.get("url")
+    if not isinstance(url, str) or not url:
+        raise Problem(f"{where}.url is missing: expected a path such as /healthz/, or a whole address.")
+    method = _choice(
+        str(item.get("method") or ("POST" if bodies else "GET")).upper(), METHODS, f"{where}.method"
+    )
+    if bodies and method in READING:
+        raise Problem(f"{where} sends {bodies[0]} with {method}: use POST, PUT or PATCH.")
+    headers = _texts(item.get("headers"), f"{where}.headers")
+    body = item.get("body")
+    if "json_body" in bodies:
+        body = json.dumps(item["json_body"])
+        if not any(name.lower() == "content-type" for name in headers):
+            headers["Content-Type"] = "application/json"
+    elif body is not None and not isinstance(body, str):
+        raise Problem(f"{where}.body must be a text, found {type(body).__name__}: use json_body for JSON.")
+    redirect_to = item.get("redirect_to")
+    status = _status(item.get("status"), f"{where}.status", list(REDIRECTS) if redirect_to else [200])
+    expected = _mapping(item.get("json"), f"{where}.json")
+    for path, value in expected.items():
+        parse_path(path)
+        parse_condition(value, f"{where}.json[{path!r}]")
+    if item.get("matches") is not None:
+        compile_pattern(str(item["matches"]), f"{where}.matches")
+    follow = _flag(item.get("follow", flow and not redirect_to), f"{where}.follow")
+    if follow and redirect_to:
+        raise Problem(f"{where} has follow and redirect_to: a redirect is either followed or judged.")
+    return Check(
+        where,
+        str(item.get("name") or f"{method} {url}"),
+        url,
+        method,
+        headers,
+        body,
+        _texts(item["form"], f"{where}.form") if "form" in bodies else None,
+        status,
+        _strings(item.get("contains"), f"{where}.contains"),
+        _strings(item.get("absent"), f"{where}.absent"),
+        None if item.get("matches") is None else str(item["matches"]),
+        expected,
+        _texts(item.get("header"), f"{where}.header"),
+        None if redirect_to is None else str(redirect_to),
+        follow,
+        _flag(item.get("bust_cache", False), f"{where}.bust_cache"),
+        _seconds(item.get("max_seconds"), f"{where}.max_seconds"),
+        _seconds(item.get("timeout"), f"{where}.timeout"),
+        _choice(item.get("severity", "critical"), SEVERITIES, f"{where}.severity"),
+        _extract(item.get("extract"), f"{where}.extract"),
+    )
+
+
+def _keys(item: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(item, Mapping):
+        raise Problem(f"{where} must be a mapping such as {{url: /healthz/}}, found {item!r}.")
+    names = list(known)
+    for key in item:
+        if key not in names:
+            raise Problem(f"{where} has the unknown key {key!r}{nearest(str(key), names)}")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return the end of a sentence about an unknown *word*: the one that was meant, or all *known*."""
+    import difflib  # only needed to explain an error
+
+    found = difflib.get_close_matches(word, known, 1, 0.6)
+    return f": did you mean {found[0]!r}?" if found else f": known are {', '.join(sorted(known))}."
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Problem(f"{where} must be a list, found {type(value).__name__}.")
+    return value
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise Problem(f"{where} must be a mapping, found {type(value).__name__}.")
+    return {str(name): item for name, item in value.items()}
+
+
+def _texts(value: Any, where: str) -> dict[str, str]:
+    result = {}
+    for name, item in _mapping(value, where).items():
+        if item is None or isinstance(item, (list, dict)):
+            raise Problem(f"{where}.{name} must be a text, found {type(item).__name__}.")
+        result[name] = str(item).lower() if isinstance(item, bool) else str(item)
+    return result
+
+
+def _strings(value: Any, where: str) -> list[str]:
+    result = []
+    for item in value if isinstance(value, list) else [] if value is None else [value]:
+        text = str(item)
+        if isinstance(item, (dict, list)) or item is None or not text:
+            raise Problem(f"{where} must be a text or a list of texts that are not empty, found {value!r}.")
+        result.append(text)
+    return result
+
+
+def _status(value: Any, where: str, default: list[int]) -> list[int]:
+    if value is None:
+        return default
+    result = []
+    for item in value if isinstance(value, list) else [value]:
+        try:
+            number = 0 if isinstance(item, bool) else int(item)
+        except (TypeError, ValueError):
+            number = 0
+        if not 100 <= number <= 599:
+            raise Problem(f"{where} must be HTTP status codes such as [200], found {value!r}.")
+        result.append(number)
+    if not result:
+        raise Problem(f"{where} is an empty list: no answer could pass.")
+    return result
+
+
+def _seconds(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise Problem(f"{where} must be a number of seconds above 0, found {value!r}.")
+    return number
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise Problem(f"{where} must be true or false, found {value!r}.")
+    return value
+
+
+def _choice(value: Any, choices: Sequence[str], where: str) -> str:
+    if value not in choices:
+        raise Problem(f"{where} must be one of {', '.join(choices)}, found {value!r}.")
+    return str(value)
+
+
+def _extract(value: Any, where: str) -> dict[str, dict[str, str]]:
+    result = {}
+    for name, item in _mapping(value, where).items():
+        here = f"{where}.{name}"
+        if not _NAME.match(name) or name in PLACEHOLDERS or name == "secret":
+            raise Problem(f"{here}: choose a name of letters, digits and _ that is no placeholder of ours.")
+        source = _texts(item, here)
+        _keys(source, EXTRACTORS, here)
+        if len(source) != 1:
+            raise Problem(f"{here} must have exactly one of {', '.join(EXTRACTORS)}, found {len(source)}.")
+        if "regex" in source:
+            compile_pattern(source["regex"], here)
+        parse_path(source.get("json", ""))
+        result[name] = source
+    return result
