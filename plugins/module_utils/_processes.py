@@ -96,6 +96,16 @@ def variables(pid: int) -> dict[str, str]:
         return {}
 
 
+def readable(pid: int) -> bool:
+    """Return whether we may see the environment of *pid*: it is ours, or we are root."""
+    try:
+        with open(f"{PROC}/{pid}/environ", "rb") as stream:
+            stream.read(1)
+    except OSError:
+        return False
+    return True
+
+
 def command(pid: int) -> str:
     """Return the command line of *pid* with spaces between its words, or "" when it is gone."""
     try:

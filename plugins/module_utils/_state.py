@@ -1,0 +1,343 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is true on a host: which release answers, which migrations are applied, what was begun and never ended.
+
+Services are measured by who holds the socket or the port and by what its process carries in its environment; never
+by PID files, and never by the link ``current`` alone.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.runbook.deploy.plugins.module_utils import _facts as facts
+from ansible_collections.runbook.deploy.plugins.module_utils import _processes as processes
+from ansible_collections.runbook.deploy.plugins.module_utils._command import run
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
+    ADOPTED,
+    DEPLOYMENT_ID,
+    Layout,
+    current_release,
+    read_json,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._lock import held_message, read_lock
+from ansible_collections.runbook.deploy.plugins.module_utils._lock import public as public_lock
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._record import (
+    instance_of,
+    interrupted,
+    load_records,
+    rollback_target,
+    undone,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._record import public as public_record
+
+RELEASE = re.compile(r"^[0-9a-f]{12}-[0-9a-f]{8}$")
+
+
+def describe_release(layout: Layout, name: str) -> dict[str, Any]:
+    """Return ``{name, commit, version, environment, built, complete}`` of the release directory *name*."""
+    path = layout.release(name)
+    found: Any = None
+    with contextlib.suppress(ValueError, OSError):
+        found = read_json(path / ".release.json")
+    known = found if isinstance(found, dict) else {}
+    commit = known.get("commit")
+    if not commit:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            commit = (path / "REVISION").read_text(encoding="ascii").strip() or None
+    return {
+        "name": name,
+        "commit": commit,
+        "version": known.get("version"),
+        "environment": known.get("environment"),
+        "built": (path / ".built").is_file(),
+        "complete": (path / ".complete").is_file(),
+    }
+
+
+def list_releases(layout: Layout, order: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return :func:`describe_release` of all releases, those in *order* first, as they stand there."""
+    try:
+        names = {name for name in os.listdir(layout.releases) if RELEASE.match(name)}
+    except OSError:
+        return []
+    known = [name for name in dict.fromkeys(order) if name in names]
+    return [describe_release(layout, name) for name in known + sorted(names.difference(known))]
+
+
+def measure_current(layout: Layout) -> dict[str, Any] | None:
+    """Return ``{release, commit, deployment, version}`` of what would serve after a reboot; None: nothing."""
+    name = current_release(layout)
+    if name is None:
+        return None
+    release = describe_release(layout, name)
+    deployment = None
+    with contextlib.suppress(OSError):
+        deployment = Path(os.readlink(layout.release_instance(name))).name
+    return {
+        "release": name,
+        "commit": release["commit"],
+        "deployment": deployment,
+        "version": release["version"],
+    }
+
+
+def socket_deployment(layout: Layout, service: str) -> str | None:
+    """Return the deployment named by the target of the public link of *service*'s socket."""
+    try:
+        name = Path(os.readlink(layout.socket(service))).name
+    except OSError:
+        return None
+    middle = name[len(service) + 1 : -len(".sock")]
+    return middle if DEPLOYMENT_ID.match(middle) else None
+
+
+def find_listener(layout: Layout, service: Mapping[str, Any]) -> tuple[bool, int | None]:
+    """Return (somebody listens at the address of *service*, the PID where it can be known)."""
+    if service.get("bind") == "port":
+        port = int(service.get("port") or 0)
+        if not processes.listener_inodes(port):
+            return False, None
+        holders = processes.listener_pids(port)
+        return True, holders[0] if holders else None
+    pid = processes.peer_pid(layout.socket(service["name"]))
+    return pid is not None, pid or None
+
+
+def measure_service(
+    layout: Layout, service: Mapping[str, Any], found: Iterable[processes.Process]
+) -> dict[str, Any]:
+    """Return what is true of one service.
+
+    ``{name, kind, deployment, release, running, pid, answers, foreign, instances[{deployment, release, pid}]}``:
+    ``deployment``, ``release`` and ``pid`` are those of the process that has the socket or port, for other
+    kinds of services of their main process; ``answers`` is None for those. ``foreign`` is the command of a
+    process at our address that is not ours. ``instances`` has more than one entry where one was left behind.
+
+    :param found: the processes of the application, from one scan.
+    """
+    name = service["name"]
+    own = [entry for entry in found if entry.service == name and entry.deployment]
+    mains = processes.tree_roots(own)
+    result: dict[str, Any] = {
+        "name": name,
+        "kind": service.get("kind", "web"),
+        "deployment": None,
+        "release": None,
+        "running": bool(mains),
+        "pid": None,
+        "answers": None,
+        "foreign": None,
+        "instances": [
+            {"deployment": entry.deployment, "release": entry.release, "pid": entry.pid} for entry in mains
+        ],
+    }
+    serving = max(mains, key=lambda entry: (entry.deployment, -entry.pid)) if mains else None
+    if result["kind"] == "web":
+        result["answers"], pid = find_listener(layout, service)
+        if not result["answers"]:
+            serving = None
+        elif pid is not None:
+            holder = next((entry for entry in own if entry.pid == pid), None)
+            stranger = holder is None and processes.start_time(pid) is not None
+            if stranger and processes.readable(pid):
+                result["foreign"] = f"pid {pid}: {processes.command(pid)[:200]}"
+            serving = holder or (None if stranger else serving)
+            if stranger and serving is None and result["foreign"] is None:
+                # Another user's process, and we are not root: only the link says whose it is.
+                result.update(deployment=socket_deployment(layout, name), pid=pid, running=True)
+    if serving is not None:
+        result.update(deployment=serving.deployment, release=serving.release, pid=serving.pid)
+    return result
+
+
+def measure_adopted(adopt: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return ``{service, path, active}`` of the installation in ``app_adopt``; active is None: no such unit."""
+    if not adopt or not adopt.get("service"):
+        return None
+    active: bool | None = None
+    with contextlib.suppress(Problem):
+        done = run(["systemctl", "show", "--property=LoadState,ActiveState", adopt["service"]], timeout=20)
+        values = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        if done.rc == 0 and values.get("LoadState") not in (None, "not-found"):
+            active = values.get("ActiveState") in ("active", "reloading")
+    return {"service": adopt["service"], "path": adopt.get("path"), "active": active}
+
+
+def measure_space(path: Path) -> dict[str, int]:
+    """Return ``{free, total, inodes}``: bytes free for us and in all, and free inodes, where *path* lies."""
+    found = os.statvfs(path)
+    return {
+        "free": found.f_bavail * found.f_frsize,
+        "total": found.f_blocks * found.f_frsize,
+        "inodes": found.f_favail,
+    }
+
+
+def open_record(records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the record of the deployment that a rollback would undo: the newest that changed, or may have
+    changed, what is live, and was not taken back."""
+    listed = list(records)
+    gone = undone(listed)
+    for record in listed:
+        open_verdict = record.get("verdict") in (None, "success", "stopped")
+        if open_verdict and record.get("kind") != "rollback" and record["id"] not in gone:
+            return record
+    return None
+
+
+def recorded_heads(records: Sequence[Mapping[str, Any]], deployment: str | None) -> dict[str, Any] | None:
+    """Return the migration heads measured when the instance *deployment* last went live; None: not known."""
+    for position, record in enumerate(records):
+        if record.get("verdict") == "success" and instance_of(record, records[position + 1 :]) == deployment:
+            return (record.get("measured") or {}).get("heads")
+    return None
+
+
+def measure(
+    layout: Layout,
+    *,
+    services: Sequence[Mapping[str, Any]] = (),
+    user: str | None = None,
+    database: Mapping[str, Any] | None = None,
+    framework: str = "none",
+    shared: Sequence[str] = (),
+    directory: str = "",
+    adopt: Mapping[str, Any] | None = None,
+    own: str | None = None,
+) -> dict[str, Any]:
+    """Measure the host and return the ``state`` of docs/internals.md; nothing is changed.
+
+    :param services: ``app_services`` of this host, complete.
+    :param database: ``app_database``, None on hosts that have nothing to do with it.
+    :param own: the caller's deployment, which does not count as interrupted.
+    """
+    problems = facts.check_root(layout) + facts.check_user(user)
+    problems += facts.check_sockets(layout, services) + facts.check_shared(layout, shared)
+    problems += facts.check_database(layout, database, shared, directory)
+    exists = layout.root.is_dir()
+    records, damaged = load_records(layout)
+    warnings = [facts.fact("record_damaged", entry["message"]) for entry in damaged]
+    current = measure_current(layout)
+    releases = list_releases(layout, [record.get("release") or "" for record in records])
+    complete = {release["name"] for release in releases if release["complete"]}
+    found = processes.application_processes(layout.root) if exists else []
+    measured = [measure_service(layout, service, found) for service in services]
+    problems += [
+        facts.fact(
+            "address_taken",
+            f"The address of service {entry['name']!r} in app_services is held by a process that is not the "
+            f"application's ({entry['foreign']}): stop it, or give the service another port.",
+        )
+        for entry in measured
+        if entry["foreign"] and not adopt
+    ]
+    adopted = measure_adopted(adopt)
+    problems += facts.check_adopted(adopt, adopted and adopted["active"], current is not None)
+    applied, heads = None, {}
+    if database:
+        try:
+            # Only here: the driver costs time on hosts that do not ask.
+            from ansible_collections.runbook.deploy.plugins.module_utils import _database
+
+            applied = _database.applied(database, framework)
+            heads = _database.heads(applied)
+        except Problem as problem:
+            problems.append(facts.fact("database_unreadable", problem.message))
+    lock = read_lock(layout)
+    return {
+        "exists": exists,
+        "current": current,
+        "releases": releases,
+        "services": measured,
+        "applied": applied,
+        "heads": heads,
+        "recorded_heads": recorded_heads(records, current["deployment"]) if current else None,
+        "interrupted": interrupted(records, lock, own),
+        "lock": lock and {**public_lock(lock), "message": held_message(layout, lock)},
+        "target": rollback_target(records, current and current["release"], complete, adopted is not None),
+        "record": public_record(_record_of(records, current)),
+        "open_record": public_record(open_record(records)),
+        "adopted": adopted,
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "space": measure_space(layout.root) if exists else None,
+        "problems": problems,
+        "warnings": warnings,
+    }
+
+
+def _record_of(
+    records: Iterable[Mapping[str, Any]], current: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    wanted = current and current["deployment"]
+    return next((record for record in records if record["id"] == wanted), None)
+
+
+def mismatches(state: Mapping[str, Any], expect: Mapping[str, Any]) -> list[str]:
+    """Return, as clauses for a sentence, in what the measured *state* differs from *expect*.
+
+    :param expect: ``{release, deployment}``; a None is not compared, except that the deployment ``adopted``
+        expects the adopted unit to be active and nothing of ours to run.
+    """
+    if expect.get("deployment") == ADOPTED:
+        wrong = [
+            f"{service['name']} of {service['release']} runs"
+            for service in state["services"]
+            if service["running"]
+        ]
+        if not (state.get("adopted") or {}).get("active"):
+            wrong.append("the adopted service is not active")
+        return wrong
+    wrong = []
+    release, deployment = expect.get("release"), expect.get("deployment")
+    current = state["current"] or {}
+    if release and current.get("release") != release:
+        wrong.append(f"current is {current.get('release') or 'nothing'}")
+    if deployment and current.get("deployment") != deployment:
+        wrong.append(f"after a reboot {current.get('deployment') or 'nothing'} would be started")
+    for service in state["services"]:
+        name = service["name"]
+        if service["foreign"]:
+            wrong.append(f"the address of {name} is held by {service['foreign']}")
+        elif service["answers"] is False:
+            wrong.append(f"{name} does not answer")
+        elif not service["running"]:
+            wrong.append(f"{name} does not run")
+        elif release and service["release"] != release:
+            wrong.append(f"{name} answers from {service['release'] or 'an unknown release'}")
+        elif deployment and service["deployment"] != deployment:
+            wrong.append(f"{name} answers from deployment {service['deployment'] or 'unknown'}")
+        elif len(service["instances"]) > 1:
+            others = sorted({entry["deployment"] for entry in service["instances"]} - {service["deployment"]})
+            if others:
+                wrong.append(f"{name} of {', '.join(others)} still runs")
+    return wrong
+
+
+def is_current(state: Mapping[str, Any], release: str) -> bool:
+    """Judge whether nothing is to be done to have *release* live.
+
+    It is current and complete, its deployment's verdict is success, nothing is interrupted, the migrations are
+    those with which it ended, and every service answers from that one instance.
+    """
+    current, record = state["current"], state["record"]
+    if not current or current["release"] != release or not current["deployment"] or state["interrupted"]:
+        return False
+    if not any(entry["name"] == release and entry["complete"] for entry in state["releases"]):
+        return False
+    if not record or record.get("verdict") != "success" or record.get("undone_by"):
+        return False
+    if state["recorded_heads"] and state["recorded_heads"] != state["heads"]:
+        return False
+    return not mismatches(state, {"release": release, "deployment": current["deployment"]})
