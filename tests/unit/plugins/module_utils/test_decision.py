@@ -1,0 +1,216 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
+    LEVELS,
+    decide,
+    difference,
+    forecast,
+    worst,
+)
+
+TARGET = {"release": "old", "deployment": "20260101T000000-0000", "commit": "a" * 40, "version": "v1"}
+JUDGEMENTS = ("yes", "no", "unknown")
+
+
+def migration(name: str, **judged: str) -> dict:
+    return {
+        "app": "shop",
+        "name": name,
+        "compatible": "yes",
+        "reversible": "yes",
+        "destructive": "no",
+        **judged,
+    }
+
+
+def record(migrations: list | None = None, **fields) -> dict:
+    return {
+        "release": "new",
+        "previous": TARGET,
+        "applied_before": [["shop", "0001"]],
+        "plan": {"migrations": migrations or []},
+        "backup": {"id": "b1"},
+        "phases": [{"phase": "migrate"}] if migrations else [],
+        "traffic_taken": None,
+        **fields,
+    }
+
+
+def state(current: str = "old", applied: tuple[str, ...] = ("0001",), serving: str | None = None) -> dict:
+    services = [{"name": "web", "running": True, "release": serving or current}]
+    return {
+        "current": {"release": current},
+        "services": services,
+        "applied": [["shop", name] for name in applied],
+    }
+
+
+def level(found: dict) -> str:
+    return found["level"]
+
+
+def test_nothing_live_changed_is_abandoned() -> None:
+    found = decide(record=record(), states={"web1": state()}, primary="web1")
+    assert (level(found), found["revert"], found["reverse"]) == ("abandon", [], [])
+
+
+def test_code_goes_back_only_where_the_new_release_is() -> None:
+    found = decide(record=record(), states={"web1": state("new"), "web2": state()}, primary="web1")
+    assert (level(found), found["revert"]) == ("code", ["web1"])
+
+
+def test_a_host_that_still_runs_the_new_release_goes_back_though_current_is_old() -> None:
+    found = decide(record=record(), states={"web1": state("old", serving="new")}, primary="web1")
+    assert (level(found), found["revert"]) == ("code", ["web1"])
+
+
+@pytest.mark.parametrize(
+    ("judged", "expected"),
+    [
+        ({}, "code"),
+        ({"compatible": "no"}, "migrations"),
+        ({"compatible": "unknown"}, "migrations"),
+        ({"compatible": "no", "reversible": "no"}, "restore"),
+        ({"compatible": "no", "reversible": "unknown"}, "restore"),
+        ({"compatible": "no", "destructive": "yes"}, "restore"),
+        ({"compatible": "no", "destructive": "unknown"}, "restore"),
+    ],
+)
+def test_the_least_level_that_helps(judged: dict, expected: str) -> None:
+    rec = record([migration("0002", **judged)])
+    assert (
+        level(decide(record=rec, states={"web1": state("old", ("0001", "0002"))}, primary="web1")) == expected
+    )
+
+
+def test_without_a_backup_nothing_is_restored() -> None:
+    rec = record([migration("0002", compatible="no", reversible="no")], backup={})
+    assert (
+        level(decide(record=rec, states={"web1": state("new", ("0001", "0002"))}, primary="web1")) == "stop"
+    )
+
+
+def test_a_migration_the_plan_does_not_know_is_unknown() -> None:
+    rec = record([migration("0002")])
+    found = decide(record=rec, states={"web1": state("old", ("0001", "0002", "0003"))}, primary="web1")
+    assert level(found) == "restore"
+
+
+def test_only_what_was_applied_counts() -> None:
+    rec = record([migration("0002"), migration("0003", compatible="no", reversible="no")])
+    found = decide(record=rec, states={"web1": state("old", ("0001", "0002"))}, primary="web1")
+    assert level(found) == "code"
+
+
+def test_a_lost_primary_after_the_migration_began_stops() -> None:
+    found = decide(
+        record=record([migration("0002")]), states={"web1": None, "web2": state("new")}, primary="web1"
+    )
+    assert (level(found), found["unknown"]) == ("stop", ["web1"])
+
+
+def test_a_lost_primary_before_any_migration_takes_the_others_back() -> None:
+    found = decide(record=record(), states={"web1": None, "web2": state("new")}, primary="web1")
+    assert (level(found), found["revert"], found["unknown"]) == ("code", ["web2"], ["web1"])
+
+
+def test_a_database_that_does_not_answer_stops() -> None:
+    silent = {**state("new"), "applied": None}
+    assert (
+        level(decide(record=record([migration("0002")]), states={"web1": silent}, primary="web1")) == "stop"
+    )
+
+
+def test_the_first_deployment_has_nothing_to_go_back_to() -> None:
+    found = decide(record=record(previous=None), states={"web1": state("new")}, primary="web1")
+    assert level(found) == "stop"
+
+
+@pytest.mark.parametrize(
+    ("asked", "judged", "expected"),
+    [
+        ("code", {}, "code"),
+        ("code", {"compatible": "unknown"}, "stop"),
+        ("migrations", {}, "migrations"),
+        ("migrations", {"reversible": "unknown"}, "stop"),
+        ("migrations", {"destructive": "yes"}, "stop"),
+        ("restore", {}, "restore"),
+    ],
+)
+def test_what_the_operator_asks_for_is_refused_where_it_would_do_harm(
+    asked: str, judged: dict, expected: str
+) -> None:
+    rec = record([migration("0002", **judged)])
+    found = decide(record=rec, states={"web1": state("new", ("0001", "0002"))}, primary="web1", level=asked)
+    assert level(found) == expected
+
+
+def test_invariants_over_the_whole_table() -> None:
+    """Never code with what is not proved compatible; never a loss without consent; restore only when less does not help."""
+    space = itertools.product(
+        JUDGEMENTS,
+        JUDGEMENTS,
+        JUDGEMENTS,
+        ("old", "new"),
+        (None, "then"),
+        (True, False),
+        (True, False),
+        ("0001",),
+        (("0001",), ("0001", "0002")),
+    )
+    seen = set()
+    for compatible, reversible, destructive, current, traffic, consent, backup, _first, applied in space:
+        rec = record(
+            [migration("0002", compatible=compatible, reversible=reversible, destructive=destructive)],
+            traffic_taken=traffic,
+            backup={"id": "b1"} if backup else {},
+        )
+        found = decide(record=rec, states={"web1": state(current, applied)}, primary="web1", consent=consent)
+        chosen = level(found)
+        seen.add(chosen)
+        assert chosen in LEVELS
+        done = len(applied) > 1
+        if chosen == "code" and done:
+            assert compatible == "yes"
+        if chosen == "migrations":
+            assert done and (reversible, destructive) == ("yes", "no") and compatible != "yes"
+        if chosen == "restore":
+            assert backup and compatible != "yes" and (reversible, destructive) != ("yes", "no")
+            assert consent or not traffic
+        if chosen == "abandon":
+            assert current == "old" and not done
+    assert seen == {"abandon", "code", "migrations", "restore", "stop"}
+
+
+def test_worst_of_nothing_is_harmless() -> None:
+    assert [worst([], {}, key) for key in ("compatible", "reversible", "destructive")] == ["yes", "yes", "no"]
+
+
+def test_difference_keeps_the_order() -> None:
+    assert difference([["a", "1"], ["b", "2"], ["a", "3"]], [["a", "1"]]) == [["b", "2"], ["a", "3"]]
+
+
+def test_forecast_names_a_level_for_each_phase() -> None:
+    rows = forecast({"migrations": [migration("0002", compatible="no")]}, TARGET, backup=True)
+    assert [(row["phase"], row["level"]) for row in rows] == [
+        ("release to collectstatic", "abandon"),
+        ("migrate", "migrations"),
+        ("restart", "migrations"),
+        ("smoke_test", "migrations"),
+    ]
+
+
+def test_forecast_of_a_deployment_without_migrations() -> None:
+    assert [row["level"] for row in forecast({}, TARGET, backup=True)] == [
+        "abandon",
+        "abandon",
+        "abandon",
+        "code",
+    ]
