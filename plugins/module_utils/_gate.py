@@ -71,8 +71,8 @@ def gate_result(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     inconclusive, and so does a gate without checks, or with none that could be asked. Checks of lower
     severity that did not pass are named in ``degraded`` and stop nothing.
 
-    :return: ``{passed, verdict, checks, failed: [names], degraded: [names]}``; ``failed`` names the critical
-        checks that did not pass, inconclusive ones included.
+    :return: ``{passed, verdict, checks, failing: [names], degraded: [names]}``; ``failing`` names the
+        critical checks that did not pass, inconclusive ones included.
     """
     wrong = [check for check in checks if check["verdict"] != PASS]
     critical = [check for check in wrong if check["severity"] == "critical"]
@@ -87,7 +87,8 @@ def gate_result(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "passed": verdict == PASS,
         "verdict": verdict,
         "checks": list(checks),
-        "failed": [check["name"] for check in critical],
+        # Not "failed": a module that answers with that key at its top would count as failed.
+        "failing": [check["name"] for check in critical],
         "degraded": [check["name"] for check in wrong if check["severity"] != "critical"],
     }
 

@@ -26,12 +26,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     check_result,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
-    PROOFS,
     READING,
     REDIRECTS,
     Check,
     Values,
-    parse_checks,
+    parse_check,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import (
     Answer,
@@ -40,6 +39,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_transport imp
     Unanswered,
     exchange,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 THREADS = 8
 # As browsers do (Firefox and Chromium: 20), but a healthy page needs far fewer.
@@ -91,14 +91,17 @@ def run_checks(
 ) -> list[dict[str, Any]]:
     """Ask all *checks* at the same time and return a ``check_result`` for each, in their order.
 
-    :param checks: as people write them, or as ``parse_checks`` returns them.
+    :param checks: as people write them, or as ``parse_check`` returns them.
     :param placeholders: values of ``{commit}``, ``{release}``, ``{version}`` and ``{deployment}``.
     :param secrets: values of ``{secret.name}``.
     :param timeout: seconds for each check with its redirects, unless it has its own.
     :param deadline: seconds for all of them.
     :raises Problem: when a check is not well written, or a placeholder has no value.
     """
-    parsed = [check if isinstance(check, Check) else parse_checks([check])[0] for check in checks]
+    parsed = [
+        check if isinstance(check, Check) else parse_check(check, f"checks[{index}]")
+        for index, check in enumerate(checks)
+    ]
     values = Values(placeholders, secrets)
     for check in parsed:
         verify_placeholders(check, values)
@@ -175,11 +178,15 @@ def _late(name: tuple[str, str], begun: bool) -> dict[str, Any]:
 def verify_placeholders(check: Check, values: Values) -> None:
     """Fill every text of *check* once.
 
-    :raises Problem: when a placeholder or a secret has no value.
+    :raises Problem: when a placeholder or a secret has no value, or an assertion uses a secret.
     """
     for text in (check.url, check.body or "", *check.headers.values(), *(check.form or {}).values()):
         values.fill(text, check.where, secret=True)
-    values.fill(check.asserted() + json.dumps(check.absent) + (check.redirect_to or ""), check.where)
+    asserted = check.asserted()
+    values.fill(asserted, check.where)
+    if "{secret." in asserted:
+        # Not replaced there, so that "absent" would always be true.
+        raise Problem(f"{check.where} compares the answer with a secret: secrets are only for what is sent.")
 
 
 def run_check(check: Check, target: Target, values: Values, timeout: float, limit: float) -> dict[str, Any]:
@@ -194,11 +201,23 @@ def run_check(check: Check, target: Target, values: Values, timeout: float, limi
         filled = {name: values.fill(text, check.where, True) for name, text in check.form.items()}
         body = urllib.parse.urlencode(filled).encode()
         headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
-    elif check.body is not None:
-        body = values.fill(check.body, check.where, True).encode()
+    else:
+        body = payload(check, values)
     url = busted(values.fill(check.url, check.where, True), check)
     result, _reply = ask(check, target, values, check.method, url, headers, body, allowed)
     return result
+
+
+def payload(check: Check, values: Values) -> bytes | None:
+    """Return the body to send; what is put into JSON is quoted for it, so that no secret can break it."""
+    if check.body is None:
+        return None
+    quote = _within_json if check.json_body else str
+    return values.fill(check.body, check.where, True, quote).encode()
+
+
+def _within_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 def busted(url: str, check: Check) -> str:
@@ -224,7 +243,10 @@ def ask(
     first = target.resolve(url)
     shown_url = target.resolve(values.fill(check.url, check.where)).url
     asked = f"{method} {shown_url} ({first.place})"
-    extra = {"asked": asked, "repeat": repeat(check, target, values, method)}
+    # One step of a flow cannot be repeated alone: it needs the cookies of the steps before it.
+    again = repeat(check, target, values, method) if jar is None else ""
+    advice = f" Repeat: {again}" if again else ""
+    extra: dict[str, Any] = {"asked": asked, "repeat": again}
     try:
         reply = send(target, values, method, url, headers, body, check.follow, allowed, jar or Jar())
     except Unanswered as error:
@@ -233,9 +255,7 @@ def ask(
         verdict = FAIL if error.asked else INCONCLUSIVE
         end = "failed" if error.asked else "could not be asked"
         expected = "; ".join(judge(check, None, values).expected)
-        message = (
-            f"Check {check.name!r} {end}: {asked}: {found}; expected {expected}. Repeat: {extra['repeat']}"
-        )
+        message = f"Check {check.name!r} {end}: {asked}: {found}; expected {expected}.{advice}"
         return check_result(
             check.name, verdict, check.severity, found, expected, message, seconds, status=None, **extra
         ), None
@@ -249,12 +269,11 @@ def ask(
         end = "failed" if findings.wrong else "cannot be judged"
         found = "; ".join(f"expected {wish}, but {fact}" for wish, fact in pairs)
         message = (
-            f"Check {check.name!r} {end}: {asked}: {found}. Answer: {observed}."
-            f"{hint(first, reply)} Repeat: {extra['repeat']}"
+            f"Check {check.name!r} {end}: {asked}: {found}. Answer: {observed}.{hint(first, reply)}{advice}"
         )
     else:
         verdict, message = PASS, ""
-        extra["proves_release"] = any(proof in check.asserted() for proof in PROOFS)
+        extra["proves_release"] = check.proves_release()
     return (
         check_result(
             check.name, verdict, check.severity, observed, expected, message, reply.seconds, **extra

@@ -43,6 +43,7 @@ class Check(NamedTuple):
     method: str
     headers: dict[str, str]
     body: str | None
+    json_body: bool
     form: dict[str, str] | None
     status: list[int]
     contains: list[str]
@@ -60,7 +61,14 @@ class Check(NamedTuple):
 
     def asserted(self) -> str:
         """Return all texts that the answer is compared with."""
-        return json.dumps([self.contains, self.matches, self.json, self.header])
+        texts = [self.contains, self.absent, self.matches, self.json, self.header, self.redirect_to]
+        return json.dumps(texts)
+
+    def proves_release(self) -> bool:
+        """Return whether an answer that passes names the release, its commit or the deployment."""
+        positive = [value for value in self.json.values() if not str(value).lstrip().startswith("!=")]
+        texts = json.dumps([self.contains, self.matches, positive, self.header])
+        return any(proof in texts for proof in PROOFS)
 
 
 class Flow(NamedTuple):
@@ -134,39 +142,44 @@ def parse_checks(checks: Any, where: str = "checks") -> list[Check]:
     :param where: the name of the option, for messages.
     :raises Problem: for anything that is not a list of well-written checks.
     """
-    return [_check(item, f"{where}[{index}]", flow=False) for index, item in enumerate(_list(checks, where))]
+    return [parse_check(item, f"{where}[{index}]") for index, item in enumerate(_list(checks, where))]
 
 
 def parse_flows(flows: Any, where: str = "flows") -> list[Flow]:
-    """Return *flows* read; in a step redirects are followed, unless it says otherwise.
+    """Return *flows* read.
 
     :raises Problem: for anything that is not a list of well-written flows.
     """
-    result = []
-    for index, item in enumerate(_list(flows, where)):
-        here = f"{where}[{index}]"
-        _keys(item, ("name", "steps", "timeout", "severity"), here)
-        steps = [
-            _check(step, f"{here}.steps[{number}]", flow=True)
-            for number, step in enumerate(_list(item.get("steps"), f"{here}.steps"))
-        ]
-        if not steps:
-            raise Problem(f"{here}.steps is empty: a flow needs at least one step.")
-        name = str(item.get("name") or f"flow {index + 1}")
-        result.append(
-            Flow(
-                here,
-                name,
-                steps,
-                _seconds(item.get("timeout"), f"{here}.timeout"),
-                _choice(item.get("severity", "critical"), SEVERITIES, f"{here}.severity"),
-            )
-        )
-    return result
+    return [parse_flow(item, f"{where}[{index}]") for index, item in enumerate(_list(flows, where))]
 
 
-def _check(item: Any, where: str, flow: bool) -> Check:
-    known = [name for name in Check._fields if name not in ("where", "extract")] + ["json_body"]
+def parse_flow(item: Any, where: str) -> Flow:
+    """Return one flow; in its steps redirects are followed, unless they say otherwise.
+
+    :raises Problem: when it is not well written, or has no steps.
+    """
+    _keys(item, ("name", "steps", "timeout", "severity"), where)
+    steps = [
+        parse_check(step, f"{where}.steps[{index}]", flow=True)
+        for index, step in enumerate(_list(item.get("steps"), f"{where}.steps"))
+    ]
+    if not steps:
+        raise Problem(f"{where}.steps is empty: a flow needs at least one step.")
+    return Flow(
+        where,
+        str(item.get("name") or where),
+        steps,
+        _seconds(item.get("timeout"), f"{where}.timeout"),
+        _choice(item.get("severity", "critical"), SEVERITIES, f"{where}.severity"),
+    )
+
+
+def parse_check(item: Any, where: str, flow: bool = False) -> Check:
+    """Return one check, or with *flow* one step of a flow.
+
+    :raises Problem: when it is not well written.
+    """
+    known = [name for name in Check._fields if name not in ("where", "extract")]
     _keys(item, [*known, "extract"] if flow else known, where)
     bodies = [name for name in ("body", "json_body", "form") if item.get(name) is not None]
     if len(bodies) > 1:
@@ -205,6 +218,7 @@ def _check(item: Any, where: str, flow: bool) -> Check:
         method,
         headers,
         body,
+        "json_body" in bodies,
         _texts(item["form"], f"{where}.form") if "form" in bodies else None,
         status,
         _strings(item.get("contains"), f"{where}.contains"),
