@@ -82,7 +82,10 @@ def decide(
     reverse: list[list[str]] = []
     doubt = ""
     if began and primary not in reached:
-        doubt = f"the primary {primary} does not answer, so nobody knows which migrations are applied"
+        planned = [[m["app"], m["name"]] for m in plan.get("migrations", [])]
+        if worst(planned, plan, "compatible") != "yes":
+            doubt = f"the primary {primary} does not answer, so nobody knows which migrations are applied"
+        # Otherwise the old code runs with any number of them, and the hosts that answer can go back.
     elif began and now is None and before:
         doubt = "the database does not say which migrations are applied"
     elif began:

@@ -109,11 +109,12 @@ def test_only_what_was_applied_counts() -> None:
     assert level(found) == "code"
 
 
-def test_a_lost_primary_after_the_migration_began_stops() -> None:
-    found = decide(
-        record=record([migration("0002")]), states={"web1": None, "web2": state("new")}, primary="web1"
-    )
-    assert (level(found), found["unknown"]) == ("stop", ["web1"])
+def test_a_lost_primary_after_the_migration_began_stops_unless_all_is_compatible() -> None:
+    states = {"web1": None, "web2": state("new")}
+    risky = decide(record=record([migration("0002", compatible="unknown")]), states=states, primary="web1")
+    assert (level(risky), risky["unknown"]) == ("stop", ["web1"])
+    harmless = decide(record=record([migration("0002")]), states=states, primary="web1")
+    assert (level(harmless), harmless["revert"]) == ("code", ["web2"])
 
 
 def test_a_lost_primary_before_any_migration_takes_the_others_back() -> None:

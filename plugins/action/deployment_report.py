@@ -1,0 +1,69 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""End a run on the controller: show the verdict, store record and report, fail when the deployment failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_atomic
+from ansible_collections.runbook.deploy.plugins.module_utils._report import GOOD, TITLES, markdown, terminal
+
+
+class ActionModule(ActionBase):
+    """See the documentation of the module ``runbook.deploy.deployment_report``."""
+
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        _validated, args = self.validate_argument_spec(
+            argument_spec={
+                "verdict": {"type": "str", "required": True, "choices": list(TITLES)},
+                "kind": {"type": "str", "default": "deployment", "choices": ["deployment", "rollback"]},
+                "application": {"type": "str", "required": True},
+                "stage": {"type": "str", "required": True},
+                "root": {"type": "path", "required": True},
+                "record": {"type": "dict", "default": {}},
+                "live": {"type": "dict"},
+                "failures": {"type": "list", "elements": "dict", "default": []},
+                "plan": {"type": "dict", "default": {}},
+                "hosts": {"type": "dict", "default": {}},
+                "forecast": {"type": "list", "elements": "dict", "default": []},
+                "url": {"type": "str", "default": ""},
+                "store": {"type": "str", "default": ""},
+            }
+        )
+        facts = dict(args)
+        identifier = args["record"].get("id")
+        if identifier:
+            facts["record_path"] = f"{args['root']}/deployments/{identifier}.json"
+        result["changed"] = False
+        if args["store"] and identifier and not self._task.check_mode:
+            directory = Path(args["store"]) / args["application"] / args["stage"]
+            facts["report_path"] = str(directory / f"{identifier}.md")
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                write_atomic(
+                    directory / f"{identifier}.json",
+                    json.dumps(args["record"], indent=2, sort_keys=True) + "\n",
+                    0o640,
+                )
+                write_atomic(directory / f"{identifier}.md", markdown(facts), 0o640)
+            except OSError as error:
+                # The deployment is what it is; a full disk on the controller must not turn its verdict.
+                del facts["report_path"]
+                Display().warning(f"The report could not be written to {directory}: {error.strerror}.")
+        lines = terminal(facts)
+        Display().display("\n" + "\n".join(lines), color="green" if args["verdict"] in GOOD else "red")
+        result["text"] = "\n".join(lines)
+        result["report"] = facts.get("report_path")
+        if args["verdict"] not in GOOD:
+            result.update(failed=True, msg=lines[0])
+        return result
