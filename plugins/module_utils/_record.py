@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import redact
+from ansible_collections.runbook.deploy.plugins.module_utils._installed import measure_current
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     ADOPTED,
     DEPLOYMENT_ID,
@@ -330,7 +331,7 @@ class Journal:
                 host=self.record["host"],
                 primary=bool(self.record["primary"]),
                 about=self.record.get("about") or {},
-                previous=(self.record.get("about") or {}).get("previous"),
+                previous=measure_current(self.layout),
             )
             write_record(self.layout, found)
             if not self.record["primary"]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,8 @@ from typing import Any
 from ansible_collections.runbook.deploy.plugins.module_utils import _facts as facts
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes as processes
 from ansible_collections.runbook.deploy.plugins.module_utils._command import run
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
-    ADOPTED,
-    DEPLOYMENT_ID,
-    Layout,
-    current_release,
-    read_json,
-)
+from ansible_collections.runbook.deploy.plugins.module_utils._installed import list_releases, measure_current
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOPTED, DEPLOYMENT_ID, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import held_message, read_lock
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import public as public_lock
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -41,56 +35,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._record import (
     undone,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._record import public as public_record
-
-RELEASE = re.compile(r"^[0-9a-f]{12}-[0-9a-f]{8}$")
-
-
-def describe_release(layout: Layout, name: str) -> dict[str, Any]:
-    """Return ``{name, commit, version, environment, built, complete}`` of the release directory *name*."""
-    path = layout.release(name)
-    found: Any = None
-    with contextlib.suppress(ValueError, OSError):
-        found = read_json(path / ".release.json")
-    known = found if isinstance(found, dict) else {}
-    commit = known.get("commit")
-    if not commit:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            commit = (path / "REVISION").read_text(encoding="ascii").strip() or None
-    return {
-        "name": name,
-        "commit": commit,
-        "version": known.get("version"),
-        "environment": known.get("environment"),
-        "built": (path / ".built").is_file(),
-        "complete": (path / ".complete").is_file(),
-    }
-
-
-def list_releases(layout: Layout, order: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return :func:`describe_release` of all releases, those in *order* first, as they stand there."""
-    try:
-        names = {name for name in os.listdir(layout.releases) if RELEASE.match(name)}
-    except OSError:
-        return []
-    known = [name for name in dict.fromkeys(order) if name in names]
-    return [describe_release(layout, name) for name in known + sorted(names.difference(known))]
-
-
-def measure_current(layout: Layout) -> dict[str, Any] | None:
-    """Return ``{release, commit, deployment, version}`` of what would serve after a reboot; None: nothing."""
-    name = current_release(layout)
-    if name is None:
-        return None
-    release = describe_release(layout, name)
-    deployment = None
-    with contextlib.suppress(OSError):
-        deployment = Path(os.readlink(layout.release_instance(name))).name
-    return {
-        "release": name,
-        "commit": release["commit"],
-        "deployment": deployment,
-        "version": release["version"],
-    }
 
 
 def socket_deployment(layout: Layout, service: str) -> str | None:
