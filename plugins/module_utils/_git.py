@@ -12,10 +12,11 @@ import contextlib
 import os
 import re
 import shlex
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import Finished, base_environment, run
@@ -35,6 +36,17 @@ def redact_url(text: str) -> str:
     'https://***@git.example.org/shop.git'
     """
     return CREDENTIALS.sub(r"\1://***@", text)
+
+
+def address_secrets(repository: str) -> list[str]:
+    """Return the texts in the address *repository* that may not be shown: its password, or the token before @."""
+    parts = urlsplit(repository) if "://" in repository else None
+    if not parts or "@" not in parts.netloc:
+        return []
+    user, colon, password = parts.netloc.rpartition("@")[0].partition(":")
+    # In ssh://git@host the name is no secret.
+    secret = password if colon else user if parts.scheme in ("http", "https") else ""
+    return [text for text in (secret, unquote(secret)) if text]
 
 
 class Access(NamedTuple):
@@ -58,7 +70,7 @@ class Access(NamedTuple):
             raise Problem(f"app_repository {repository!r} is not an address or a path: it begins with '-'.")
         with tempfile.TemporaryDirectory(prefix="runbook-git-") as name:
             private = Path(name)
-            address, secrets = repository, []
+            address = repository
             settings = ["[safe]", "\tdirectory = *"]
             parts = urlsplit(repository) if "://" in repository else None
             if parts and parts.scheme in ("http", "https") and "@" in parts.netloc:
@@ -66,7 +78,6 @@ class Access(NamedTuple):
                 credentials, _at, server = parts.netloc.rpartition("@")
                 user, _colon, password = credentials.partition(":")
                 address = parts._replace(netloc=server).geturl()
-                secrets = [text for text in (password or user, unquote(password or user)) if text]
                 stored = private / "credentials"
                 write_private(stored, f"{parts.scheme}://{user}:{password}@{server}\n")
                 settings += ["[credential]", "\thelper =", f'\thelper = "store --file={stored}"']
@@ -79,7 +90,7 @@ class Access(NamedTuple):
                 for spelling in {variable, variable.upper()}:
                     if spelling in os.environ:
                         environment[spelling] = os.environ[spelling]
-            yield Access(repository, address, environment, tuple(secrets))
+            yield Access(repository, address, environment, tuple(address_secrets(repository)))
 
 
 def own_settings() -> list[str]:
@@ -258,3 +269,45 @@ def read_file(git_dir: Path | None, commit: str, path: str) -> str | None:
         return None
     done = git(git_dir, "cat-file", "blob", f"{commit}:{path}")
     return done.stdout if done.rc == 0 else None
+
+
+def submodules(git_dir: Path, commit: str) -> list[str]:
+    """Return the paths of the submodules in *commit*: git stores them as entries of mode 160000."""
+    done = git(git_dir, "ls-tree", "-r", "-z", commit, "--")
+    entries = (entry.partition("\t") for entry in done.stdout.split("\0"))
+    return [path for head, _tab, path in entries if head.startswith("160000 ")]
+
+
+@contextlib.contextmanager
+def commit_content(git_dir: Path, commit: str) -> Iterator[IO[bytes]]:
+    """Yield the files of *commit* as a tar stream, and see that git came to its end.
+
+    :raises Problem: when git fails, as with a damaged repository or a full disk.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            ["git", f"--git-dir={git_dir}", "archive", "--format=tar", commit],
+            cwd=git_dir,
+            env={**base_environment(None), **git_environment(None)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        try:
+            yield process.stdout
+            # The padding behind the last member: with it unread git would die of a broken pipe.
+            while process.stdout.read(1 << 16):
+                pass
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.stdout.close()
+            process.wait()
+        if process.returncode != 0:
+            errors.seek(0)
+            raise Problem(
+                f"The commit {commit} cannot be read from the mirror {str(git_dir)!r}: remove that directory, the "
+                "next run fetches it anew.",
+                errors.read().decode("utf-8", "replace")[-2000:],
+            )

@@ -9,12 +9,14 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,28 @@ def current_release(layout: Layout) -> str | None:
         return Path(os.readlink(layout.current)).name
     except (FileNotFoundError, OSError):
         return None
+
+
+@contextlib.contextmanager
+def held(directory: Path, timeout: float) -> Iterator[None]:
+    """Hold *directory* against others who hold it; the lock is the kernel's, so a kill releases it.
+
+    :raises TimeoutError: when somebody else has it for longer than *timeout* seconds.
+    """
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(str(directory)) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import os
 import re
 import shutil
@@ -35,7 +34,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._git import (
     redact_url,
     reference_names,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, held
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 __all__ = [
@@ -74,6 +73,12 @@ class Resolved(NamedTuple):
     note: str = ""
 
 
+def archive_of(source: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the archive of *source*, None where all its members are empty (as with ``app_archive: {}``)."""
+    archive = source.get("archive") or {}
+    return archive if any(archive.values()) else None
+
+
 @contextlib.contextmanager
 def resolve(
     layout: Layout,
@@ -92,7 +97,7 @@ def resolve(
     :param timeout: seconds for the fetch.
     :raises Problem: naming ``app_repository``, ``app_version`` or ``app_archive``.
     """
-    archive = source.get("archive")
+    archive = archive_of(source)
     repository = source.get("repository")
     if bool(archive) == bool(repository):
         raise Problem(
@@ -134,7 +139,7 @@ def provide(
 
     :raises Problem: as :func:`resolve`, and when an archive is another commit than the one resolved.
     """
-    if not source.get("archive") and FULL_COMMIT.match(commit) and has_commit(layout.mirror, commit):
+    if not archive_of(source) and FULL_COMMIT.match(commit) and has_commit(layout.mirror, commit):
         yield Resolved(layout.mirror, commit, version)
         return
     with resolve(layout, source, commit, check_mode=check_mode, timeout=timeout) as found:
@@ -153,7 +158,7 @@ def fetch(git_dir: Path, access: Access, timeout: float, borrow: Path | None = N
     :raises Problem: when the repository cannot be read.
     """
     prepare_mirror(git_dir, borrow)
-    with held(git_dir, timeout):
+    with fetching(git_dir, timeout):
         done = fetch_once(git_dir, access, timeout)
         if done.rc != 0 and LOCKED.search(done.stderr) and remove_stale_locks(git_dir, timeout):
             done = fetch_once(git_dir, access, timeout)
@@ -183,28 +188,20 @@ def prepare_mirror(git_dir: Path, borrow: Path | None = None) -> None:
 
 
 @contextlib.contextmanager
-def held(git_dir: Path, timeout: float) -> Iterator[None]:
-    """Hold the mirror against another fetch of ours; the lock is the kernel's, so a kill releases it.
+def fetching(git_dir: Path, timeout: float) -> Iterator[None]:
+    """Hold the mirror against another fetch of ours.
 
-    :raises Problem: when another one holds it for longer than *timeout* seconds.
+    :raises Problem: when one lasts longer than *timeout* seconds.
     """
-    handle = os.open(git_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Problem(
-                        f"Another run has been fetching into {str(git_dir)!r} for more than {timeout:.0f} s: "
-                        "wait for it or end it."
-                    ) from None
-                time.sleep(0.1)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(git_dir, timeout))
+        except TimeoutError:
+            raise Problem(
+                f"Another run has been fetching into {str(git_dir)!r} for more than {timeout:.0f} s: "
+                "wait for it or end it."
+            ) from None
         yield
-    finally:
-        os.close(handle)
 
 
 def fetch_once(git_dir: Path, access: Access, timeout: float, *references: str) -> Finished:
@@ -328,7 +325,7 @@ def find_commit(
 
 def fetch_commit(git_dir: Path, access: Access, commit: str, timeout: float) -> bool:
     """Ask for a commit that no branch and no tag reaches; many servers give it. Return whether it is there."""
-    with held(git_dir, timeout):
+    with fetching(git_dir, timeout):
         # Kept under a name of our own, so that housekeeping does not remove it.
         fetch_once(git_dir, access, timeout, f"+{commit}:refs/runbook/{commit}")
     return has_commit(git_dir, commit)
