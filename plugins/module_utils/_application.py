@@ -1,7 +1,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The environment variables of an instance: the same for its services and for every command of its release.
+"""What runs a release: the same variables for its services and for every command, and where its parts are.
 
 This module util is PRIVATE to the collection: it can change at any time.
 """
@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ansible_collections.runbook.deploy.plugins.module_utils._command import DEFAULT_PATH
+from ansible_collections.runbook.deploy.plugins.module_utils._command import DEFAULT_PATH, parse_environment
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, read_json
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # By these a running process is recognised as one of ours, so an application may not set them itself.
@@ -26,7 +30,7 @@ RESERVED = (
     "RUNBOOK_DEPLOYMENT",
     "RUNBOOK_SERVICE",
 )
-# What a POSIX shell and systemd's EnvironmentFile= accept as the name of a variable (environ(7), systemd.exec(5)).
+# What a POSIX shell and EnvironmentFile= of systemd accept as a name (environ(7), systemd.exec(5)).
 VARIABLE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
@@ -89,3 +93,98 @@ def instance_variables(
     }
     variables.update({key: value or "" for key, value in identity.items()})
     return variables
+
+
+class Installed(NamedTuple):
+    """A built release on this host, and what its commands need.
+
+    ``path``: the release's directory; ``cwd``: where manage.py is; ``environment_path``: the Python environment, None
+    where the release has none; ``variables``: as :func:`instance_variables`; ``secrets``: the values of
+    app_environment.
+    """
+
+    layout: Layout
+    path: Path
+    cwd: Path
+    environment_path: Path | None
+    user: str | None
+    variables: dict[str, str]
+    secrets: list[str]
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of the environment."""
+        return (self.environment_path or Path("/usr")) / "bin" / "python"
+
+    def argv(self, words: Iterable[str]) -> list[str]:
+        """Return the command *words* with its program found: a Python file is run by the environment's Python."""
+        found = [str(word) for word in words]
+        if not found or not found[0]:
+            raise Problem("A command is empty: expected a list of words such as [manage.py, compress].")
+        if found[0].endswith(".py"):
+            return [str(self.python), *found]
+        if "/" not in found[0]:
+            # execve(2) is searched with the PATH of the caller, and the application has its own.
+            found[0] = shutil.which(found[0], path=self.variables["PATH"]) or found[0]
+        return found
+
+
+# The options of the modules that run a release's own code; what a release says about itself is the default.
+RELEASE_OPTIONS: dict[str, dict[str, Any]] = {
+    "root": {"type": "path", "required": True},
+    "name": {"type": "str", "default": ""},
+    "stage": {"type": "str", "default": ""},
+    "user": {"type": "str"},
+    "environment": {"type": "str", "no_log": True},
+    "release": {"type": "str", "required": True},
+    "commit": {"type": "str", "default": ""},
+    "version": {"type": "str", "default": ""},
+    "deployment": {"type": "str", "default": ""},
+    "environment_path": {"type": "str", "default": ""},
+    "directory": {"type": "str", "default": ""},
+    "framework": {"type": "str", "default": "django", "choices": ["django", "none"]},
+    "settings_module": {"type": "str", "default": ""},
+    "record": {"type": "dict"},
+}
+
+
+def installed(params: Mapping[str, Any]) -> Installed:
+    """Return the release that the options *params* (``RELEASE_OPTIONS``) name.
+
+    :raises Problem: when it is not on this host, or not built to its end.
+    """
+    layout = Layout(params["root"])
+    path = layout.release(params["release"])
+    if not params["release"] or not (path / ".built").is_file():
+        raise Problem(
+            f"The release {params['release']!r} is not built in {str(layout.releases)!r} on this host: run the release "
+            "phase first."
+        )
+    about = read_json(path / ".release.json") or {}
+    environment_path: Path | None = None
+    if params["environment_path"]:
+        environment_path = Path(params["environment_path"])
+    elif about.get("environment"):
+        environment_path = layout.environment(about["environment"])
+    environment = parse_environment(params["environment"], "app_environment")
+    variables = instance_variables(
+        root=layout.root,
+        name=params["name"],
+        stage=params["stage"],
+        release=params["release"],
+        commit=params["commit"] or about.get("commit"),
+        version=params["version"] or about.get("version"),
+        deployment=params["deployment"] or (params["record"] or {}).get("id"),
+        environment_path=environment_path,
+        settings_module=params["settings_module"],
+        environment=environment,
+    )
+    directory = params["directory"] or about.get("directory") or ""
+    cwd = path / directory
+    if not cwd.is_dir():
+        raise Problem(
+            f"app_directory {directory!r} is no directory of the release {str(path)!r}: correct app_directory."
+        )
+    return Installed(
+        layout, path, cwd, environment_path, params["user"], variables, list(environment.values())
+    )

@@ -47,6 +47,8 @@ class Layout:
         self.lock = self.root / "deployment.lock"
         self.scratch = self.root / "scratch"
         self.tools = self.root / "tools"
+        # There from before the first migration until migrate_initial_command has run to its end.
+        self.initial_command = self.shared / ".initial-command.pending"
 
     def release(self, name: str) -> Path:
         """Return the directory of the release called *name* (``<commit12>-<inputs8>``)."""

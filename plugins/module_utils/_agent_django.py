@@ -1,0 +1,300 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Operations inside a Django application: start, settings, verify, collectstatic.
+
+Runs in the application's Python (3.8 and up, Django 3.2 and up), loaded by ``_agent_runtime.py``; imports nothing of
+the collection, and Django only inside functions. Facts are collected here; they are judged on the host.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import runpy
+import sys
+from typing import Any
+
+# The level from which `manage.py check` fails (django.core.checks.ERROR).
+ERROR = 40
+
+
+class AgentRefusal(Exception):
+    """Something that must not go on; its text is the sentence for the operator."""
+
+
+# --- start ---
+
+
+def start(context: Any, argv: list[str], database: dict[str, str] | None = None) -> Any:
+    """Set Django up as ``manage.py`` does: by running it, up to the place where it would run its command.
+
+    A project's ``manage.py`` may read a file of variables, extend the path of modules or install an importer, and
+    names the settings; all of that counts. Without a ``manage.py`` Django is set up directly.
+
+    :param argv: what ``sys.argv`` is to be, as some settings look at it.
+    :param database: the scratch database ``{engine, path}`` that replaces the default one; None: the live one.
+    """
+    sys.argv = list(argv)
+    if not os.path.isfile("manage.py"):
+        return _setup(context, database)
+    from django.core.management import ManagementUtility
+
+    original = ManagementUtility.execute
+    reached: list[bool] = []
+
+    def execute(_utility: Any) -> None:
+        ManagementUtility.execute = original
+        reached.append(True)
+        context.reply(lambda: _setup(context, database))
+        context.serve()
+
+    ManagementUtility.execute = execute
+    try:
+        runpy.run_path("manage.py", run_name="__main__")
+    except BaseException:
+        # After the first request was answered, whatever manage.py does in its own end is of no interest.
+        if not reached:
+            raise
+    finally:
+        ManagementUtility.execute = original
+    if not reached:
+        raise AgentRefusal("manage.py ended without running a command of Django")
+    return _answered()
+
+
+def _answered() -> Any:
+    return sys.modules["_runbook_runtime"].ANSWERED
+
+
+def _setup(context: Any, database: dict[str, str] | None) -> dict[str, Any]:
+    import django
+    from django.conf import settings
+
+    if not os.environ.get("DJANGO_SETTINGS_MODULE") and not settings.configured:
+        raise AgentRefusal(
+            "no settings module is named, neither by manage.py nor by a variable: set app_settings_module"
+        )
+    configured = settings.DATABASES
+    live = _described(configured.get("default") or {})
+    disabled: list[str] = []
+    if database:
+        disabled = _point_to_scratch(configured, database)
+    django.setup()
+    from django.db import connections
+
+    context.memory["alias"] = "default"
+    answer = {
+        "django": django.get_version(),
+        "python": ".".join(str(part) for part in sys.version_info[:3]),
+        "settings": os.environ.get("DJANGO_SETTINGS_MODULE", ""),
+        "database": live,
+        "disabled": disabled,
+        "vendor": connections["default"].vendor,
+    }
+    if database:
+        _prove_scratch(connections, database)
+    return answer
+
+
+def _described(settings_dict: dict[str, Any]) -> dict[str, str]:
+    """Return engine, name, host and port of a connection: no user, no password, no options."""
+    return {key.lower(): str(settings_dict.get(key) or "") for key in ("ENGINE", "NAME", "HOST", "PORT")}
+
+
+def _same_database(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return _described(first) == _described(second)
+
+
+def _point_to_scratch(configured: dict[str, Any], database: dict[str, str]) -> list[str]:
+    """Replace the default connection in place, before any model exists that could use it.
+
+    Other connections are switched off, except those to the same database (a replica of it): the code under test has
+    no business with live data. Returns their names.
+    """
+    if database["engine"] != "sqlite":
+        raise AgentRefusal(f"a scratch database of the engine {database['engine']!r} is not supported yet")
+    default = configured.get("default") or {}
+    if "sqlite" not in str(default.get("ENGINE", "")):
+        raise AgentRefusal(
+            f"the scratch database is SQLite, but the application's settings use {default.get('ENGINE')!r}: "
+            "app_database.engine must name the engine of the settings"
+        )
+    before = dict(default)
+    disabled = []
+    for alias, settings_dict in configured.items():
+        if alias == "default" or _same_database(settings_dict, before):
+            settings_dict["NAME"] = database["path"]
+        elif settings_dict.get("ENGINE"):
+            settings_dict["ENGINE"] = "django.db.backends.dummy"
+            disabled.append(alias)
+    return disabled
+
+
+def _prove_scratch(connections: Any, database: dict[str, str]) -> None:
+    """Ask every open or possible connection which file it has; anything but the scratch stops the process."""
+    wanted = os.path.realpath(database["path"])
+    for alias in connections:
+        connection = connections[alias]
+        if connection.vendor != "sqlite":
+            continue
+        # A connection opened while the application was loading has copied its settings before.
+        if connection.connection is None:
+            connection.settings_dict["NAME"] = database["path"]
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA database_list")
+            files = {row[1]: row[2] for row in cursor.fetchall()}
+        attached = {name: path for name, path in files.items() if path and name != "temp"}
+        if {os.path.realpath(path) for path in attached.values()} != {wanted}:
+            raise AgentRefusal(
+                f"the connection {alias!r} has {attached or 'a database in memory'} open instead of the scratch "
+                f"copy {wanted}: the application replaces its database settings while it loads, so its new code "
+                "cannot be tried without touching live data"
+            )
+
+
+# --- settings ---
+
+
+def settings_facts(context: Any) -> dict[str, Any]:
+    """Return what the static files phase needs to know, nothing secret."""
+    from django.apps import apps
+    from django.conf import settings
+
+    del context
+    answer: dict[str, Any] = {
+        "staticfiles": apps.is_installed("django.contrib.staticfiles"),
+        "static_root": str(settings.STATIC_ROOT or ""),
+        "static_url": str(settings.STATIC_URL or ""),
+        "media_root": str(settings.MEDIA_ROOT or ""),
+        "storage": "",
+        "local": False,
+        "location": "",
+        "manifest": "",
+        "databases": {alias: _described(entry) for alias, entry in settings.DATABASES.items()},
+    }
+    if answer["staticfiles"]:
+        from django.contrib.staticfiles.storage import staticfiles_storage
+        from django.core.files.storage import FileSystemStorage
+
+        # The lazy object answers with the class of the storage that it stands for; no request is made.
+        kind = staticfiles_storage.__class__
+        answer["storage"] = f"{kind.__module__}.{kind.__name__}"
+        answer["local"] = isinstance(staticfiles_storage, FileSystemStorage)
+        if answer["local"] and answer["static_root"]:
+            answer["location"] = str(staticfiles_storage.location)
+        answer["manifest"] = str(getattr(staticfiles_storage, "manifest_name", "") or "")
+    return answer
+
+
+# --- verify ---
+
+
+def verify(context: Any, import_modules: list[str], release: str) -> dict[str, Any]:
+    """Return what `check`, `check --deploy` and `makemigrations --check` find.
+
+    :param import_modules: modules to import besides, such as the WSGI module.
+    :param release: directory of the release; a model change in an application below it is the project's own.
+    """
+    from django.core.checks import registry as checks
+
+    registry = checks.registry
+    ordinary: list[Any] = []
+    for check in list(registry.registered_checks):
+        ordinary.extend(check(app_configs=None, databases=[context.memory["alias"]]))
+    deploy: list[Any] = []
+    for check in list(registry.deployment_checks):
+        deploy.extend(check(app_configs=None, databases=None))
+    failures = []
+    for name in import_modules:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            describe = sys.modules["_runbook_runtime"].describe_error
+            failures.append({"module": name, **describe(error)})
+    return {
+        "checks": [_message(message) for message in ordinary if not message.is_silenced()],
+        "deploy": [_message(message) for message in deploy if not message.is_silenced()],
+        "missing": _missing_migrations(release),
+        "imports": failures,
+    }
+
+
+def _message(message: Any) -> dict[str, Any]:
+    return {
+        "id": message.id or "",
+        "level": message.level,
+        "error": message.level >= ERROR,
+        "message": str(message.msg),
+        "hint": str(message.hint or ""),
+        "object": "" if message.obj is None else str(getattr(message.obj, "_meta", message.obj)),
+    }
+
+
+def _missing_migrations(release: str) -> list[dict[str, Any]]:
+    """Return the model changes without a migration, each ``{app, own, changes}``; asks nobody, writes nothing."""
+    from django.apps import apps
+    from django.core.management import get_commands, load_command_class
+    from django.db.migrations.autodetector import MigrationAutodetector
+    from django.db.migrations.loader import MigrationLoader
+    from django.db.migrations.questioner import MigrationQuestioner
+    from django.db.migrations.state import ProjectState
+
+    provider = get_commands().get("makemigrations", "django.core")
+    command = provider if not isinstance(provider, str) else load_command_class(provider, "makemigrations")
+    detector_class = getattr(command, "autodetector", MigrationAutodetector)
+    loader = MigrationLoader(None, ignore_no_migrations=True)
+    if loader.detect_conflicts():
+        return []
+    detector = detector_class(
+        loader.project_state(),
+        ProjectState.from_apps(apps),
+        # The plain one: the one for people would ask, and the one that does not ask would exit.
+        MigrationQuestioner(specified_apps=[], dry_run=True),
+    )
+    below = os.path.join(os.path.realpath(release), "")
+    found = []
+    for label, changes in sorted(detector.changes(graph=loader.graph).items()):
+        own = os.path.realpath(apps.get_app_config(label).path).startswith(below)
+        texts = [operation.describe() for migration in changes for operation in migration.operations]
+        found.append({"app": label, "own": own, "changes": texts})
+    return found
+
+
+# --- collectstatic ---
+
+
+def collectstatic(context: Any) -> dict[str, Any]:
+    """Run the project's own ``collectstatic``, never with ``--clear``; return how many files went where."""
+    from django.core.management import call_command, get_commands, load_command_class
+
+    del context
+    provider = get_commands()["collectstatic"]
+    command = provider if not isinstance(provider, str) else load_command_class(provider, "collectstatic")
+    reports: list[dict[str, Any]] = []
+    collect = getattr(command, "collect", None)
+    if collect is not None:
+
+        def recorded() -> Any:
+            report = collect()
+            reports.append(report)
+            return report
+
+        command.collect = recorded
+    call_command(command, interactive=False, verbosity=1)
+    report = reports[-1] if reports else {}
+    return {
+        "copied": len(report.get("modified") or []),
+        "unmodified": len(report.get("unmodified") or []),
+        "post_processed": len(report.get("post_processed") or []),
+    }
+
+
+OPERATIONS = {
+    "start": start,
+    "settings": settings_facts,
+    "verify": verify,
+    "collectstatic": collectstatic,
+}
