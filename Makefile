@@ -1,0 +1,76 @@
+# `make test` is everything that CI runs; `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.complete
+SCENARIO ?=
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Colours are for people; a log is read by programs too.
+export PY_COLORS := 0
+export ANSIBLE_FORCE_COLOR := 0
+
+.PHONY: help
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s %s\n' "$$target" "$$text"; done
+
+.PHONY: venv
+venv: $(READY) ## the development environment in .venv
+
+$(READY): requirements-dev.txt tests/make_venv.sh
+	@tests/make_venv.sh "$(PYTHON)" "$(VENV)" requirements-dev.txt
+	@touch $@
+
+.PHONY: lint lint-yaml lint-ansible lint-python lint-format lint-specs
+lint: lint-yaml lint-ansible lint-python lint-format lint-specs ## yamllint, ansible-lint, ruff, specifications against defaults
+
+lint-yaml: $(READY)
+	yamllint --strict .
+
+lint-ansible: $(READY)
+	ansible-lint --offline --strict
+
+lint-python: $(READY)
+	ruff check --no-cache .
+
+lint-format: $(READY)
+	ruff format --no-cache --check .
+
+lint-specs: $(READY)
+	python tests/check_specs.py
+
+.PHONY: unit
+unit: $(READY) ## unit tests
+	@mkdir -p build/reports
+	python -m pytest -q -n 2 --junitxml=build/reports/unit.xml tests/unit
+
+.PHONY: sanity
+sanity: $(READY) ## ansible-test sanity on the committed state
+	python tests/run_sanity.py
+
+.PHONY: build
+build: $(READY) ## the collection's archive in build/
+	ansible-galaxy collection build --force --output-path build
+
+.PHONY: image
+image: $(READY) ## the image of the test hosts
+	python tests/containers/engine.py python tests/containers/image.py
+
+.PHONY: molecule
+molecule: $(READY) ## scenarios on real hosts in containers; SCENARIO=name for one
+	@mkdir -p build/reports
+	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
+
+.PHONY: test
+test: $(READY) ## all of it; ends with the number of tests that passed and failed
+	@MAKE="$(MAKE)" python tests/run_all.py
+
+.PHONY: clean
+clean: ## what builds and tests left behind, except the environment
+	rm -rf build tests/output .cache .ansible
+
+# Further targets: demonstration, benchmark.
+-include mk/*.mk
