@@ -20,6 +20,25 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 ENGINES = ("sqlite",)
 # The application name under which the rows of alembic_version are listed; Alembic has no apps.
 ALEMBIC = "alembic"
+# The frameworks that keep a table of what is applied, and the names of these tables.
+FRAMEWORKS_WITH_TABLE = ("django", "alembic")
+MIGRATION_TABLES = frozenset(("django_migrations", "alembic_version"))
+
+# The option `database` of the modules. It takes all of app_database, so that what another engine needs is known
+# and its password hidden before engine_of refuses it.
+DATABASE_OPTION: dict[str, Any] = {
+    "type": "dict",
+    "required": True,
+    "options": {
+        "engine": {"type": "str", "required": True},
+        "path": {"type": "path"},
+        "name": {"type": "str"},
+        "host": {"type": "str"},
+        "port": {"type": "int"},
+        "user": {"type": "str"},
+        "password": {"type": "str", "no_log": True},
+    },
+}
 
 
 class Damaged(Problem):
@@ -51,6 +70,10 @@ class Engine:
     def __init__(self, database: Mapping[str, Any]) -> None:
         self.database = database
 
+    def place(self) -> str:
+        """Return where the database is, for messages and manifests; without a password."""
+        raise NotImplementedError
+
     def exists(self) -> bool:
         """Return whether there is a database with anything in it."""
         raise NotImplementedError
@@ -80,7 +103,7 @@ class Engine:
         raise NotImplementedError
 
     def is_live(self, path: str | os.PathLike[str]) -> bool:
-        """Return whether *path*, a file of a restore or a scratch, is (part of) the live database."""
+        """Return whether *path*, where a scratch is to be, is the live database or holds it."""
         raise NotImplementedError
 
     def scratch(self, dump: Path | None, directory: Path, owner: tuple[int, int]) -> dict[str, str]:
@@ -89,6 +112,10 @@ class Engine:
 
     def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
         """Read and check the whole of what :meth:`scratch` has made."""
+        raise NotImplementedError
+
+    def drop_scratch(self, scratch: Mapping[str, str]) -> None:
+        """Remove what :meth:`scratch` has made."""
         raise NotImplementedError
 
 

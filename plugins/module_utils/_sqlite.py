@@ -282,6 +282,10 @@ class Sqlite(Engine):
         with live(self.path) as connection:
             return read_applied(connection, framework)
 
+    def place(self) -> str:
+        """Return the path of the file itself, links resolved."""
+        return str(self.path)
+
     def exists(self) -> bool:
         """Return whether the file holds a table."""
         if not self.present():
@@ -364,8 +368,9 @@ class Sqlite(Engine):
             return foreign_keys(connection)
 
     def is_live(self, path: str | os.PathLike[str]) -> bool:
-        """Return whether *path* is the live file, by name or by inode."""
-        if Path(os.path.realpath(path)) == self.path:
+        """Return whether *path* is the live file, by name or by inode, or a directory that holds it."""
+        real = Path(os.path.realpath(path))
+        if real == self.path or real in self.path.parents:
             return True
         with contextlib.suppress(FileNotFoundError):
             return os.path.samefile(path, self.path)
@@ -381,7 +386,7 @@ class Sqlite(Engine):
         :raises Problem: when the scratch would be the live database.
         """
         target = directory / f"{self.path.stem}.sqlite3"
-        if self.is_live(target) or Path(os.path.realpath(directory)) == self.path.parent:
+        if self.is_live(target) or self.is_live(directory):
             raise Problem(
                 f"The scratch database {target} would be the live one ({self.path}): "
                 "app_database.path must not lie below the directory scratch of app_root."
@@ -396,6 +401,11 @@ class Sqlite(Engine):
     def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
         """Read and check the whole scratch database."""
         return self.contents(Path(scratch["path"]), framework, integrity_check=True)
+
+    def drop_scratch(self, scratch: Mapping[str, str]) -> None:
+        """Remove the directory of the scratch database."""
+        if not self.is_live(scratch["path"]):
+            shutil.rmtree(os.path.dirname(scratch["path"]))
 
 
 def sync_file(path: Path) -> None:
