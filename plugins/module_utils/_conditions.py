@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Find a value in JSON by a dotted path and compare it with what is expected; no library is needed on a host.
 
-A path is ``data.items[0].name``, ``items[-1]``, ``["a.b"].c`` for a key with a dot, or ``.`` for the whole.
+A path is ``data.items[0].name`` (a dot in front is allowed, as in jq),
+``items[-1]``, ``["a.b"].c`` for a key with a dot, or ``.`` for the whole.
 
 What is expected is a plain value, or one of these texts::
 
@@ -54,8 +55,7 @@ def parse_path(path: str) -> list[str | int]:
     position = 0
     while position < len(path):
         found = _STEP.match(path, position)
-        # A leading dot is the separator of a key: "a..b" and a trailing dot are typing errors.
-        if not found or (position == 0 and path.startswith(".") and not path.startswith(".[")):
+        if not found:
             raise Problem(
                 f"The JSON path {path!r} cannot be read at character {position + 1}: "
                 'write it like data.items[0].name, or ["a.b"] for a key with a dot.'
