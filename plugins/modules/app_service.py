@@ -1,0 +1,483 @@
+#!/usr/bin/python
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: app_service
+short_description: Start a release, prove it, give it the traffic, and stop what served before
+version_added: 0.1.0
+author:
+  - The runbook.deploy authors (@runbook-deploy)
+description:
+  - Decides what users reach. A new instance is started beside the one that serves, must listen with its own process, pass its health
+    checks several times in a row and stay up; only then it gets the traffic, and what served before is drained and stopped.
+  - When any of that fails everything is taken back, and what served before serves as before.
+  - Workers are stopped after their beat and started before it, so that exactly one beat ever runs.
+  - Killed at any moment it leaves an instance serving; the next run brings exactly one and stops whatever was left.
+  - An instance is described by its own files in C(shared/env), so that an earlier one is started again with its own settings.
+attributes:
+  check_mode:
+    support: full
+    description: Says what would change, and starts and stops nothing.
+  diff_mode:
+    support: full
+    description: Shows which instance is live before and after.
+  idempotent:
+    support: full
+    description: An instance that is live and whose services are all up is left alone.
+options:
+  root:
+    description: Directory on the host that holds everything (C(app_root)).
+    type: path
+    required: true
+  name:
+    description: Name of the application. Units are called C(<name>-<stage>-<service>@<deployment>.service).
+    type: str
+    default: ''
+  stage:
+    description: Stage, such as production.
+    type: str
+    default: ''
+  user:
+    description: The user the services run as; the present one when it is not given.
+    type: str
+  state:
+    description:
+      - V(deployed) makes the instance O(deployment) the live one.
+      - V(started) starts what is down of the live instance, and stops what is left of others.
+      - V(stopped) stops all instances and the adopted installation; what is current stays current.
+      - V(status) says what runs.
+    type: str
+    choices: [deployed, started, stopped, status]
+    default: status
+  deployment:
+    description:
+      - Id of the instance, for O(state=deployed).
+      - V(adopted) is the installation in O(adopt).
+    type: str
+    default: ''
+  release:
+    description: Name of the release that the instance runs. Without O(services) it is read from the instance's own files.
+    type: str
+    default: ''
+  services:
+    description:
+      - The services of this host. When it is not given, the instance is started again as its own files describe it, with its own
+        settings; O(environment), O(health_checks) and the like are then not looked at.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: Its name, part of the names of its unit, socket and log.
+        type: str
+        required: true
+      kind:
+        description: What it is. A V(beat) runs at most once at any time.
+        type: str
+        choices: [web, worker, beat]
+        default: web
+      manager:
+        description: What starts it. V(process) needs no service manager, and does not come back after a reboot.
+        type: str
+        choices: [systemd, process]
+        default: systemd
+      strategy:
+        description:
+          - V(blue_green) starts the new instance at an address of its own and switches, without a lost request. Only with a socket.
+          - V(restart) stops the old one first, after the new one was tried at a private address.
+          - By default V(blue_green) for a web service with a socket, else V(restart).
+        type: str
+        choices: [blue_green, restart]
+      bind:
+        description: Where a web service listens; by default V(port) when O(services[].port) is given, else V(socket).
+        type: str
+        choices: [socket, port, none]
+      port:
+        description: Its TCP port with O(services[].bind=port).
+        type: int
+        default: 0
+      command:
+        description:
+          - Its command, split into words as a shell would, but run without one. The first word is looked up in the environment's C(bin).
+          - The placeholders C({socket}), C({port}), C({release}), C({environment}), C({deployment}), C({commit}) and C({root}) are
+            replaced.
+        type: str
+        required: true
+      trial:
+        description: With O(services[].strategy=restart), whether the new release is first tried at a private address.
+        type: bool
+        default: true
+      groups:
+        description: Not looked at; allowed, so that entries of C(app_services) can be passed on as they are.
+        type: list
+        elements: str
+        default: []
+      stop_timeout:
+        description: Seconds from TERM to KILL. Under systemd the unit's own C(TimeoutStopSec) counts, which setup writes from it.
+        type: int
+        default: 30
+  environment:
+    description: The application's variables (C(app_environment)) as JSON.
+    type: str
+  commit:
+    description: The commit of the release; by default what the release's C(.release.json) says.
+    type: str
+    default: ''
+  version:
+    description: The version as people call it; by default what the release's C(.release.json) says.
+    type: str
+    default: ''
+  directory:
+    description: Directory inside the release in which services start; by default what the release's C(.release.json) says.
+    type: str
+    default: ''
+  environment_path:
+    description: Directory of the Python environment; by default the one that the release's C(.release.json) names.
+    type: str
+    default: ''
+  settings_module:
+    description: DJANGO_SETTINGS_MODULE, empty for other frameworks.
+    type: str
+    default: ''
+  health_checks:
+    description: What each web service must answer, see M(runbook.deploy.http_gate). Without any it must only listen and stay up.
+    type: list
+    elements: dict
+    default: []
+  host_header:
+    description: The Host header of the checks.
+    type: str
+    default: ''
+  headers:
+    description: Further headers of the checks. By default V(X-Forwarded-Proto) says C(https), as a web server in front does.
+    type: dict
+  successes:
+    description: How often in a row the checks must pass.
+    type: int
+    default: 2
+  start_timeout:
+    description: Seconds an instance may take until it is healthy.
+    type: int
+    default: 60
+  gate_timeout:
+    description: Seconds that an instance which answers may go on answering wrong, from its first answer; within O(start_timeout).
+    type: int
+    default: 20
+  stay_up:
+    description: Seconds that a healthy instance must stay up, with one main process and no worker replaced, before it gets traffic.
+    type: int
+    default: 5
+  drain_timeout:
+    description: Seconds that connections to what served before may last; at their end it is stopped all the same.
+    type: int
+    default: 30
+  adopt:
+    description: The installation that ran the application before this collection did (C(app_adopt)).
+    type: dict
+    suboptions:
+      path:
+        description: Its directory.
+        type: str
+      service:
+        description: Its systemd unit.
+        type: str
+      environment_file:
+        description: Its file of variables; not looked at here.
+        type: str
+      socket:
+        description: The Unix socket it answers on, where it has one; the public socket leads there when it is started again.
+        type: str
+  record:
+    description: The journal to write to, as M(runbook.deploy.deployment_record) returns it.
+    type: dict
+"""
+
+EXAMPLES = r"""
+- name: Make the new release live
+  runbook.deploy.app_service:
+    state: deployed
+    root: /srv/shop
+    name: shop
+    stage: production
+    user: shop
+    deployment: 20261121T013700-ab12
+    release: 1f0c3a5b7d9e-0a1b2c3d
+    services:
+      - name: web
+        command: "gunicorn shop.wsgi --bind unix:{socket}"
+      - name: worker
+        kind: worker
+        command: "celery -A shop worker"
+    environment: "{{ app_environment | to_json }}"
+    settings_module: shop.settings
+    health_checks:
+      - url: /healthz/
+        status: [200]
+    host_header: shop.example.org
+
+- name: Start an earlier instance again, with the settings it had
+  runbook.deploy.app_service:
+    state: deployed
+    root: /srv/shop
+    name: shop
+    stage: production
+    user: shop
+    deployment: 20261114T020000-12cd
+
+- name: Stop everything
+  runbook.deploy.app_service:
+    state: stopped
+    root: /srv/shop
+    name: shop
+    stage: production
+    user: shop
+"""
+
+RETURN = r"""
+live:
+  description: The live instance, with its C(deployment) and C(release); values are null where nothing is live.
+  returned: success
+  type: dict
+  sample: {deployment: 20261121T013700-ab12, release: 1f0c3a5b7d9e-0a1b2c3d}
+previous:
+  description: What was live before, likewise.
+  returned: success
+  type: dict
+services:
+  description:
+    - The services that run or should run. Each has C(name), C(kind), C(manager), C(strategy), C(deployment), C(running), C(pid),
+      C(detail) in words, and C(seconds) from its start until it was healthy.
+  returned: success
+  type: list
+  elements: dict
+gate:
+  description: All checks that the new instance passed, in the form of a gate. Empty where nothing had to be proved.
+  returned: success
+  type: dict
+proof_seconds:
+  description: Seconds spent on watching that the new instance stays up.
+  returned: success
+  type: float
+traffic_taken:
+  description: When the new release could first be reached (UTC), null where it never could.
+  returned: when something was to be changed
+  type: str
+connections_cut:
+  description: Connections to what served before that were still open when the time for draining was over.
+  returned: success
+  type: int
+stopped:
+  description: What was stopped, a text each.
+  returned: success
+  type: list
+  elements: str
+live_changed:
+  description: On failure, whether something else serves now than before, or nothing.
+  returned: failure
+  type: bool
+failed_checks:
+  description: Names of the health checks that did not pass.
+  returned: when health checks failed
+  type: list
+  elements: str
+evidence:
+  description: The last lines of the log of the service that failed, without secrets.
+  returned: failure
+  type: str
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.runbook.deploy.plugins.module_utils._chosen import choose
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
+from ansible_collections.runbook.deploy.plugins.module_utils._fleet import (
+    adopted_member,
+    discover,
+    live_deployment,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._instance import read_instance
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOPTED, Layout, current_release
+from ansible_collections.runbook.deploy.plugins.module_utils._live import Switch, stop_everything
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
+from ansible_collections.runbook.deploy.plugins.module_utils._service import Member, Settings
+
+
+def settings_of(layout: Layout, options: Mapping[str, Any]) -> Settings:
+    """Return what the options say about how instances are treated."""
+    return Settings(
+        layout=layout,
+        name=options["name"],
+        stage=options["stage"],
+        user=options["user"],
+        successes=options["successes"],
+        start_timeout=options["start_timeout"],
+        gate_timeout=options["gate_timeout"],
+        stay_up=options["stay_up"],
+        drain_timeout=options["drain_timeout"],
+        adopt={key: value for key, value in (options["adopt"] or {}).items() if value},
+    )
+
+
+def bring_live(
+    settings: Settings, options: Mapping[str, Any], environment: Mapping[str, str], check_mode: bool
+) -> dict[str, Any]:
+    """Bring an instance live and return the module's answer.
+
+    :raises Problem: when it fails; everything is taken back then, as far as possible.
+    """
+    layout = settings.layout
+    if not layout.run.is_dir():
+        raise Problem(
+            f"The directory {layout.run} does not exist on this host: run playbooks/setup.yml first."
+        )
+    instance, fresh = choose(layout, options, environment)
+    checks: list[Any] = []
+    if instance is not None:
+        checks = instance.document.get("health_checks") or []
+        settings.host = instance.document.get("host_header") or None
+        settings.headers = dict(instance.document.get("headers") or {})
+    secrets = instance.secrets if instance else []
+    with open_journal(layout.root, options["record"] or None, check_mode, secrets) as journal:
+        switch = Switch(settings, journal, instance, checks, fresh)
+        before = f"{switch.live_release or 'nothing'} ({switch.live or 'no deployment'})\n"
+        if switch.is_live():
+            return {**switch.answer(), "changed": False}
+        answer: dict[str, Any]
+        if check_mode:
+            answer = switch.answer()
+        else:
+            with journal.phase("restart") as entry:
+                switch.run()
+                answer = switch.answer()
+                entry.update(
+                    {key: answer[key] for key in ("live", "previous", "services", "proof_seconds", "stopped")}
+                )
+        live = answer["live"]
+        after = f"{live['release'] or 'the adopted installation'} ({live['deployment']})\n"
+        return {**answer, "changed": True, "diff": {"before": before, "after": after}}
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    """Return what runs and what should."""
+    layout = settings.layout
+    live = live_deployment(layout)
+    adopted = adopted_member(settings)
+    members: list[Member] = discover(settings, None)
+    instance = read_instance(layout, live) if live else None
+    if instance is not None and live is not None:
+        running = {(member.service, member.deployment) for member in members}
+        members += [
+            Member(settings, live, spec, instance)
+            for spec in instance.services
+            if (spec["name"], live) not in running
+        ]
+    if adopted is not None:
+        members.append(adopted)
+    found = {
+        "deployment": live or (ADOPTED if adopted else None),
+        "release": current_release(layout) if live else None,
+    }
+    return {
+        "live": found,
+        "previous": found,
+        "services": [member.report() for member in members],
+        "gate": {},
+        "proof_seconds": 0.0,
+        "connections_cut": 0,
+        "stopped": [],
+        "changed": False,
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    service = {
+        "name": {"type": "str", "required": True},
+        "kind": {"type": "str", "choices": ["web", "worker", "beat"], "default": "web"},
+        "manager": {"type": "str", "choices": ["systemd", "process"], "default": "systemd"},
+        "strategy": {"type": "str", "choices": ["blue_green", "restart"]},
+        "bind": {"type": "str", "choices": ["socket", "port", "none"]},
+        "port": {"type": "int", "default": 0},
+        "command": {"type": "str", "required": True},
+        "trial": {"type": "bool", "default": True},
+        "groups": {"type": "list", "elements": "str", "default": []},
+        "stop_timeout": {"type": "int", "default": 30},
+    }
+    adopt = {
+        "path": {"type": "str"},
+        "service": {"type": "str"},
+        "environment_file": {"type": "str"},
+        "socket": {"type": "str"},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "name": {"type": "str", "default": ""},
+            "stage": {"type": "str", "default": ""},
+            "user": {"type": "str"},
+            "state": {
+                "type": "str",
+                "choices": ["deployed", "started", "stopped", "status"],
+                "default": "status",
+            },
+            "deployment": {"type": "str", "default": ""},
+            "release": {"type": "str", "default": ""},
+            "services": {"type": "list", "elements": "dict", "options": service},
+            "environment": {"type": "str", "no_log": True},
+            "commit": {"type": "str", "default": ""},
+            "version": {"type": "str", "default": ""},
+            "directory": {"type": "str", "default": ""},
+            "environment_path": {"type": "str", "default": ""},
+            "settings_module": {"type": "str", "default": ""},
+            "health_checks": {"type": "list", "elements": "dict", "default": []},
+            "host_header": {"type": "str", "default": ""},
+            "headers": {"type": "dict"},
+            "successes": {"type": "int", "default": 2},
+            "start_timeout": {"type": "int", "default": 60},
+            "gate_timeout": {"type": "int", "default": 20},
+            "stay_up": {"type": "int", "default": 5},
+            "drain_timeout": {"type": "int", "default": 30},
+            "adopt": {"type": "dict", "options": adopt},
+            "record": {"type": "dict"},
+        },
+        supports_check_mode=True,
+        required_if=[("state", "deployed", ["deployment"])],
+    )
+    options = module.params
+    try:
+        settings = settings_of(Layout(options["root"]), options)
+        if options["state"] == "status":
+            answer = status(settings)
+        elif options["state"] == "stopped":
+            answer = status(settings)
+            running = [entry for entry in answer["services"] if entry["running"]]
+            if module.check_mode:
+                stopped = [f"{entry['name']} of deployment {entry['deployment']}" for entry in running]
+            else:
+                stopped = stop_everything(settings)
+                answer["services"] = status(settings)["services"]
+            answer.update(stopped=stopped, changed=bool(running))
+        else:
+            environment = parse_environment(options["environment"], "app_environment")
+            answer = bring_live(settings, options, environment, module.check_mode)
+    except Problem as problem:
+        module.fail_json(**{"live_changed": False, **problem.answer()})
+    except OSError as error:
+        module.fail_json(
+            msg=f"app_service could not read or write {error.filename or 'a file'} in {options['root']}: {error.strerror}; "
+            "correct that and run again.",
+            live_changed=False,
+            evidence="",
+        )
+    else:
+        module.exit_json(**answer)
+
+
+if __name__ == "__main__":
+    main()
