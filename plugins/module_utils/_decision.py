@@ -103,6 +103,11 @@ def decide(
 
     if level:
         return _asked(level, result, reverse, plan, target, consent)
+    if not reached:
+        return result(
+            "stop",
+            f"No host answers ({', '.join(unknown)}): nobody knows what is live, and a person has to look.",
+        )
     if doubt:
         return result("stop", f"{doubt[0].upper()}{doubt[1:]}: a person has to look.")
     if not revert and not reverse:

@@ -44,12 +44,27 @@ def _release(found: Mapping[str, Any] | None) -> str:
     return f"{version} ({commit})" if version else commit or found.get("release") or "nothing"
 
 
+def host_sentence(state: Mapping[str, Any] | None) -> str:
+    """Return what a host answered (``deployment_state``) in words; None: it did not answer."""
+    if not state:
+        return "unknown: it does not answer"
+    words = [f"serves {_release(state.get('current'))}"]
+    for service in state.get("services") or []:
+        up = service.get("answers") if service.get("answers") is not None else service.get("running")
+        words.append(f"{service['name']} {'answers' if up else 'does not answer'}")
+    return ", ".join(words)
+
+
+def live_on_primary(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what the primary serves, or None."""
+    return ((facts.get("states") or {}).get(facts.get("primary")) or {}).get("current")
+
+
 def terminal(facts: Mapping[str, Any]) -> list[str]:
     """Return the last lines of a run.
 
-    :param facts: ``verdict``, ``application``, ``stage``, ``kind``, ``record``, ``live`` (current of the primary),
-        ``failures``, ``plan`` (the decision), ``hosts`` ({name: sentence}), ``url``, ``record_path``, ``report_path``,
-        ``forecast``, ``seconds``.
+    :param facts: ``verdict``, ``application``, ``stage``, ``kind``, ``record``, ``states`` ({host: what it answered}),
+        ``primary``, ``failures``, ``plan`` (the decision), ``url``, ``record_path``, ``report_path``, ``forecast``.
     """
     record = facts.get("record") or {}
     name = f"{facts.get('kind', 'deployment')} {record.get('id', '')}".strip()
@@ -58,12 +73,11 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
     plan = facts.get("plan") or {}
     if plan.get("level"):
         lines.append(f"  decision  {plan['level']}: {plan['reason']}")
-    live = facts.get("live")
-    if live is not None or facts["verdict"] != "refused":
-        lines.append(
-            f"  serving   {_release(live)}" + (f" at {facts['url']}" if facts.get("url") and live else "")
-        )
-    lines += [f"  {host:<9} {sentence}" for host, sentence in sorted((facts.get("hosts") or {}).items())]
+    live = live_on_primary(facts)
+    if live is not None and facts.get("url"):
+        lines.append(f"  address   {facts['url']}")
+    for host, state in sorted((facts.get("states") or {}).items()):
+        lines.append(f"  {host:<9} {host_sentence(state)}")
     for key, label in (("record_path", "record"), ("report_path", "report")):
         if facts.get(key):
             lines.append(f"  {label:<9} {facts[key]}")
@@ -99,7 +113,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
             ("operator", f"{record.get('operator')} on {record.get('controller')}"),
             ("commit", record.get("commit")),
             ("before", _release(record.get("previous"))),
-            ("serving now", _release(facts.get("live"))),
+            ("serving now", _release(live_on_primary(facts))),
             ("traffic taken", record.get("traffic_taken") or "never"),
         ],
     )
@@ -125,6 +139,75 @@ def markdown(facts: Mapping[str, Any]) -> str:
     if backup.get("id"):
         lines += ["", "## Backup", ""]
         lines += _table(("id", "bytes", "sha256"), [(backup["id"], backup.get("size"), backup.get("sha256"))])
-    if facts.get("hosts"):
-        lines += ["", "## Hosts", ""] + _table(("host", "measured"), sorted(facts["hosts"].items()))
+    if facts.get("states"):
+        rows = [(host, host_sentence(state)) for host, state in sorted(facts["states"].items())]
+        lines += ["", "## Hosts", ""] + _table(("host", "measured"), rows)
     return "\n".join(lines) + "\n"
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return *rows* as lines with columns as wide as their widest cell."""
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def status(facts: Mapping[str, Any]) -> list[str]:
+    """Return what ``status.yml`` shows: a line for each host and service, then what needs attention.
+
+    :param facts: ``application``, ``stage``, ``states`` ({host: what it answered}), ``primary``, ``url``, ``root``.
+    """
+    rows = [("host", "release", "service", "answers", "from", "instance", "pid")]
+    attention = []
+    states = facts.get("states") or {}
+    for host, state in sorted(states.items()):
+        if not state:
+            rows.append((host, "unknown", "", "", "", "", ""))
+            attention.append(f"{host} does not answer: its state is unknown.")
+            continue
+        current = _release(state.get("current"))
+        for service in state.get("services") or [{}]:
+            up = service.get("answers") if service.get("answers") is not None else service.get("running")
+            rows.append(
+                (
+                    host,
+                    current,
+                    service.get("name", ""),
+                    "yes" if up else "no",
+                    service.get("release") or "-",
+                    service.get("deployment") or "-",
+                    str(service.get("pid") or "-"),
+                )
+            )
+        attention += [f"{host}: {problem['message']}" for problem in state.get("problems") or []]
+        attention += [f"{host}: {warning['message']}" for warning in state.get("warnings") or []]
+        if state.get("interrupted"):
+            stopped = state["interrupted"]
+            attention.append(
+                f"{host}: the {stopped['kind']} {stopped['id']} ended in phase {stopped['phase']} without a verdict: "
+                "take it back with playbooks/rollback.yml -e deployment_take_over=true, or deploy again with the same."
+            )
+        elif state.get("lock"):
+            attention.append(f"{host}: {state['lock']['message']}")
+        heads, recorded = state.get("heads"), state.get("recorded_heads")
+        if recorded and heads and recorded != heads:
+            ahead = ", ".join(
+                f"{app}.{'/'.join(names)}" for app, names in heads.items() if recorded.get(app) != names
+            )
+            attention.append(f"{host}: the database is not as the live release left it: {ahead}.")
+    lines = [
+        f"{facts['application']} ({facts['stage']})" + (f" at {facts['url']}" if facts.get("url") else ""),
+        *align(rows),
+    ]
+    primary = states.get(facts.get("primary")) or {}
+    target, record = primary.get("target"), primary.get("record")
+    lines.append(f"rollback would go to: {_release(target)}")
+    if record:
+        lines.append(
+            f"record: {facts['root']}/deployments/{record['id']}.json ({record.get('verdict') or 'no verdict yet'})"
+        )
+    lines += (
+        ["needs attention:", *(f"  {line}" for line in attention)]
+        if attention
+        else ["nothing needs attention."]
+    )
+    return lines

@@ -52,9 +52,14 @@ options:
     description: Record of the deployment, from the primary.
     type: dict
     default: {}
-  live:
-    description: What the primary serves, as measured.
+  states:
+    description: What each host answered to M(runbook.deploy.deployment_state), by its name; null for a host that did not answer.
     type: dict
+    default: {}
+  primary:
+    description: Name of the host that keeps the record.
+    type: str
+    default: ''
   failures:
     description: What failed, with C(host), C(phase), C(reason) and C(evidence) each.
     type: list
@@ -62,10 +67,6 @@ options:
     default: []
   plan:
     description: The decision of M(runbook.deploy.rollback_plan).
-    type: dict
-    default: {}
-  hosts:
-    description: A sentence about each host, by its name.
     type: dict
     default: {}
   forecast:

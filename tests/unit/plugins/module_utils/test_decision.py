@@ -122,6 +122,11 @@ def test_a_lost_primary_before_any_migration_takes_the_others_back() -> None:
     assert (level(found), found["revert"], found["unknown"]) == ("code", ["web2"], ["web1"])
 
 
+def test_when_no_host_answers_nothing_is_claimed() -> None:
+    found = decide(record=record(), states={"web1": None}, primary="web1")
+    assert (level(found), found["unknown"]) == ("stop", ["web1"])
+
+
 def test_a_database_that_does_not_answer_stops() -> None:
     silent = {**state("new"), "applied": None}
     assert (
