@@ -212,6 +212,9 @@ def fetch_once(git_dir: Path, access: Access, timeout: float, *references: str) 
         git_dir,
         "-c",
         "gc.autoDetach=false",
+        # Loose objects that a borrowed repository has too would be given a new time there: check mode changes nothing.
+        "-c",
+        f"fetch.unpackLimit={1 if (git_dir / 'objects/info/alternates').exists() else 100}",
         "-c",
         "maintenance.autoDetach=false",
         "fetch",

@@ -291,10 +291,10 @@ def wanted_from(params: dict[str, Any], variables: dict[str, str]) -> Wanted:
         "packages",
         "shared",
         "uv",
-        "user",
     )
     return Wanted(
         **{name: params[name] for name in names},
+        user=params["user"] or None,
         version=params["version"] or params["commit"],
         directory=params["directory"].strip("/"),
         build=variables,
