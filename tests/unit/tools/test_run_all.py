@@ -1,0 +1,121 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The summary adds up what really ran: a broken step can never look like a good one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "run_all.py"
+_spec = importlib.util.spec_from_file_location("run_all", SCRIPT)
+run_all = importlib.util.module_from_spec(_spec)
+sys.modules["run_all"] = run_all
+_spec.loader.exec_module(run_all)
+
+MIXED = """<testsuites><testsuite>
+<testcase classname="a" name="good"/>
+<testcase classname="a" name="bad"><failure message="no"/></testcase>
+<testcase classname="a" name="broken"><error message="no"/></testcase>
+<testcase classname="a" name="left"><skipped message="no engine"/></testcase>
+</testsuite></testsuites>"""
+GOOD = '<testsuites><testsuite><testcase classname="a" name="good"/></testsuite></testsuites>'
+EMPTY = "<testsuites><testsuite/></testsuites>"
+
+
+def test_each_outcome_is_counted():
+    assert run_all.count_report(MIXED) == (1, 2, ("a.left: no engine",))
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "reports", "passed", "failed"),
+    [
+        (run_all.Step("lint"), 0, [], 1, 0),
+        (run_all.Step("lint"), 1, [], 0, 1),
+        (run_all.Step("unit", "u.xml"), 0, [GOOD], 1, 0),
+        (run_all.Step("unit", "u.xml"), 1, [MIXED], 1, 2),
+        (run_all.Step("unit", "u.xml"), 1, [GOOD], 1, 1),  # failed outside of its tests
+        (run_all.Step("unit", "u.xml"), 0, [], 0, 1),  # nothing ran
+        (run_all.Step("unit", "u.xml"), 0, [EMPTY], 0, 1),
+        (run_all.Step("molecule", "m.xml", itself=True), 0, [GOOD, GOOD], 3, 0),
+        (run_all.Step("molecule", "m.xml", itself=True), 2, [], 0, 1),
+        (run_all.Step("molecule", "m.xml", itself=True), 0, [], 1, 0),  # scenarios verified by playbooks
+    ],
+)
+def test_a_step_is_judged_by_exit_code_and_reports(step, code, reports, passed, failed):
+    assert run_all.judge(step, code, reports)[:2] == (passed, failed)
+
+
+@pytest.fixture(name="project")
+def _project(tmp_path):
+    """A project whose targets do what the test wants."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "run_all.py").write_text(SCRIPT.read_text())
+    return tmp_path
+
+
+def run(project: Path, *steps: str, **targets: str) -> tuple[int, list[str]]:
+    rules = "".join(
+        f".PHONY: {name.replace('_', '-')}\n{name.replace('_', '-')}:\n\t@{recipe}\n"
+        for name, recipe in targets.items()
+    )
+    (project / "Makefile").write_text(rules)
+    done = subprocess.run(
+        [sys.executable, str(project / "tests" / "run_all.py"), *steps],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_all_good(project):
+    code, lines = run(project, "lint-yaml", "build", lint_yaml="true", build="true")
+    assert (code, lines[-1]) == (0, "2 passed, 0 failed")
+
+
+def test_a_failing_step_fails_the_run_and_later_steps_run_all_the_same(project):
+    report = project / "build" / "reports" / "unit.xml"
+    steps = {"lint_yaml": "false", "unit": f"echo '{GOOD}' > {report}"}
+    code, lines = run(project, "lint-yaml", "unit", **steps)
+    assert (code, lines[-1]) == (1, "1 passed, 1 failed")
+
+
+def test_a_report_of_an_earlier_run_is_not_counted(project):
+    report = project / "build" / "reports" / "unit.xml"
+    report.parent.mkdir(parents=True)
+    report.write_text(GOOD)
+    code, lines = run(project, "unit", unit="true")
+    assert (code, lines[-1]) == (1, "0 passed, 1 failed")
+
+
+def test_an_unknown_step_is_no_success(project):
+    code, lines = run(project, "nothing")
+    assert code == 1
+    assert re.fullmatch(r"0 passed, 0 failed", lines[-1])
+
+
+def test_told_to_stop_it_stops_its_step_and_waits_for_it(project):
+    mark = project / "stopped"
+    child = f"import pathlib, signal, sys, time; signal.signal(15, lambda *_: (pathlib.Path('{mark}').touch(), sys.exit()))"
+    (project / "child.py").write_text(f"{child}\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    (project / "Makefile").write_text(f".PHONY: build\nbuild:\n\t@exec {sys.executable} child.py\n")
+    command = [sys.executable, str(project / "tests" / "run_all.py"), "build"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout:
+            if line == "ready\n":
+                break
+        begun = time.monotonic()
+        os.kill(running.pid, signal.SIGTERM)
+        assert running.wait(20) == 128 + signal.SIGTERM
+    assert mark.exists()
+    assert time.monotonic() - begun < 10
