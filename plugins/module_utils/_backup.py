@@ -359,11 +359,7 @@ def read_manifest(layout: Layout, backup_id: str) -> dict[str, Any]:
 
     :raises Problem: when there is no such backup, or it is none.
     """
-    directory = layout.backup(backup_id)
-    if os.sep in backup_id or backup_id in ("", ".", "..") or backup_id.startswith(PARTIAL):
-        raise Problem(
-            f"The id {backup_id!r} names no backup: give the name of a directory in {layout.backups}."
-        )
+    directory = layout.backup(require_name(backup_id, "backup"))
     known = (
         ", ".join(sorted(path.parent.name for path in layout.backups.glob(f"[!.]*/{MANIFEST}"))[-5:])
         or "none"

@@ -18,6 +18,7 @@ import re
 import shutil
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,17 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
-# Seconds to wait for a lock that the application holds; Django's own default is 5.
-BUSY_TIMEOUT = 10.0
+# Seconds to wait for a lock that the application holds, and between two tries; Django's own limit is 5.
+LOCK_TIMEOUT = 30.0
+LOCK_WAIT = 0.001
+LOCKED = re.compile(r"locked|busy")
 # Above this many bytes a database that is not in WAL mode is first copied in steps, because one step keeps its
 # writers waiting: 485 MB were copied in 0.6 s, and Django gives up waiting after 5 s.
 LARGEST_STEP = 1024 * 1024 * 1024
 STEP = 16 * 1024 * 1024
-# Seconds between two tries for a lock.
-STEP_WAIT = 0.25
 # A writer makes a copy in steps start again; so often it may, before one step is taken.
 RESTARTS = 2
+STALLED = 5.0
 # Files that SQLite keeps beside a database (https://www.sqlite.org/tempfiles.html).
 COMPANIONS = ("-wal", "-shm", "-journal")
 SQL_APPLIED = {
@@ -73,7 +75,7 @@ def reading(path: Path, **parameters: str) -> Iterator[sqlite3.Connection]:
     database (``robustFchown`` in os_unix.c; there is a test for it).
     """
     connection = sqlite3.connect(
-        uri(path, **parameters), uri=True, timeout=BUSY_TIMEOUT, isolation_level=None
+        uri(path, **parameters), uri=True, timeout=LOCK_TIMEOUT, isolation_level=None
     )
     try:
         # Bytes that are no UTF-8 in a text column must not end a backup.
@@ -85,7 +87,7 @@ def reading(path: Path, **parameters: str) -> Iterator[sqlite3.Connection]:
 
 @contextlib.contextmanager
 def live(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the live database at *path* for reading.
+    """Open the live database at *path* for reading, in a read transaction.
 
     A transaction that a crash cut short has to be rolled back before anybody can read, which a read-only
     connection may not do ("hot journal"); then it is opened as the application would open it.
@@ -96,22 +98,44 @@ def live(path: Path) -> Iterator[sqlite3.Connection]:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(reading(path, mode="ro"))
             try:
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                begin_reading(connection)
             except sqlite3.OperationalError as error:
                 if "readonly" not in str(error):
                     raise
                 connection = stack.enter_context(reading(path, mode="rw"))
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                begin_reading(connection)
             yield connection
     except sqlite3.Error as error:
         raise unreadable(path, error) from error
 
 
+def begin_reading(connection: sqlite3.Connection) -> None:
+    """Begin a read transaction, waiting up to ``LOCK_TIMEOUT`` seconds for its lock.
+
+    SQLite itself waits longer and longer between its tries, and misses the short gaps of a constant writer
+    (seen: 5 s for a lock that polling gets in 0.1 s).
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            # BEGIN alone takes no lock: the first read does.
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if not LOCKED.search(str(error)) or time.monotonic() >= deadline:
+                raise
+        time.sleep(LOCK_WAIT)
+
+
 def unreadable(path: Path, error: BaseException) -> Problem:
     """Return the Problem for a live database that SQLite refuses."""
     text = str(error)
-    if "locked" in text or "busy" in text:
-        advice = f"another process has held its lock for {BUSY_TIMEOUT:g} s; find it with 'fuser {path}'"
+    if LOCKED.search(text):
+        advice = f"another process has held its lock for {LOCK_TIMEOUT:g} s; find it with 'fuser {path}'"
     elif "unable to open" in text or "readonly" in text:
         advice = "its file and directory must be readable and writable for the user who runs this"
     else:
@@ -174,7 +198,10 @@ def integrity(connection: sqlite3.Connection, tables: list[str]) -> tuple[str, l
             raise
         # The order of an index cannot be judged without the application's code; its tables can be read.
         for table in tables:
-            with_stand_ins(connection, f"SELECT count(*), max(rowid) FROM {identifier(table)} NOT INDEXED")
+            # The count asks for the stand-ins; "SELECT *" without them fails as "no query solution".
+            with_stand_ins(connection, f"SELECT count(*) FROM {identifier(table)} NOT INDEXED")
+            for _row in connection.execute(f"SELECT * FROM {identifier(table)} NOT INDEXED"):
+                pass
         return "partial", []
     found = [str(row[0]) for row in rows]
     return "full", [] if found == ["ok"] else found
@@ -196,36 +223,33 @@ def copy_in_steps(source: sqlite3.Connection, target: sqlite3.Connection, step: 
     """Copy *source* to the empty *target*, *step* bytes under each lock; return whether it came to its end.
 
     The backup API starts again whenever another connection has written between two steps: after ``RESTARTS``
-    of these, or ``BUSY_TIMEOUT`` seconds without a lock, it is given up and *target* is worthless.
+    of these, or ``STALLED`` seconds without a lock, it is given up and *target* is worthless.
+
+    :param source: in a read transaction, which it is not in after a copy that came to its end.
     """
     page = source.execute("PRAGMA page_size").fetchone()[0]
     left: list[int] = []
-    waits = restarts = 0
+    restarts = 0
+    moved = time.monotonic()
+    # Between two steps others may write: the transaction that begin_reading left must not be in their way.
+    source.execute("COMMIT")
 
     def progress(_status: int, remaining: int, _total: int) -> None:
-        nonlocal waits, restarts
-        if left and remaining == left[0]:
-            waits += 1
-        elif left and remaining > left[0]:
+        nonlocal moved, restarts
+        if left and remaining > left[0]:
             restarts += 1
+        if not left or remaining != left[0]:
+            moved = time.monotonic()
         left[:] = [remaining]
-        if restarts > RESTARTS or waits * STEP_WAIT > BUSY_TIMEOUT:
+        if restarts > RESTARTS or time.monotonic() - moved > STALLED:
             raise InterruptedError
 
     try:
-        source.backup(target, pages=max(1, step // page), progress=progress, sleep=STEP_WAIT)
+        source.backup(target, pages=max(1, step // page), progress=progress, sleep=LOCK_WAIT)
     except InterruptedError:
+        begin_reading(source)
         return False
     return True
-
-
-def copy_at_once(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """Copy *source* to the empty *target* in one step within a read transaction, which cannot start again."""
-    source.execute("BEGIN")
-    # BEGIN alone takes no lock: the first read does, and waits for it.
-    source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    source.backup(target, pages=-1)
-    source.execute("COMMIT")
 
 
 @contextlib.contextmanager
@@ -321,7 +345,8 @@ class Sqlite(Engine):
                         in_steps = copy_in_steps(source, copy, min(STEP, largest_step))
                 if not in_steps:
                     with new_database(target) as copy:
-                        copy_at_once(source, copy)
+                        # One step within the transaction cannot be made to start again.
+                        source.backup(copy, pages=-1)
             sync_file(target)
         except (Problem, OSError) as error:
             cause = error.__cause__ if isinstance(error, Problem) else error

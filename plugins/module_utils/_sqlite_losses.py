@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._database import MIGRATION_TABLES
 from ansible_collections.runbook.deploy.plugins.module_utils._sqlite import (
-    BUSY_TIMEOUT,
+    LOCK_TIMEOUT,
     identifier,
     table_names,
 )
@@ -110,7 +110,7 @@ def losses(present: str, backup: str, framework: str) -> dict[str, dict[str, Any
     :returns: ``{table: {inserts, updates, deletes}}`` or ``{table: {"unknown": reason}}``. A table that exists in
         the backup only loses nothing; every row of one that exists now only is an insert.
     """
-    connection = sqlite3.connect(":memory:", uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+    connection = sqlite3.connect(":memory:", uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
     try:
         connection.text_factory = lambda value: value.decode("utf-8", "surrogateescape")
         connection.execute("ATTACH ? AS present", (present,))

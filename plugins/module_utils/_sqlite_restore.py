@@ -23,8 +23,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._openers import Ope
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._restore import Restorer
 from ansible_collections.runbook.deploy.plugins.module_utils._sqlite import (
-    BUSY_TIMEOUT,
     COMPANIONS,
+    LOCK_TIMEOUT,
     Sqlite,
     copy_file,
     reading,
@@ -147,7 +147,7 @@ class SqliteRestorer(Restorer):
                 "as its owner or as root."
             ) from error
         try:
-            deadline = time.monotonic() + BUSY_TIMEOUT
+            deadline = time.monotonic() + LOCK_TIMEOUT
             while True:
                 try:
                     fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, LOCK_LENGTH, LOCK_START)
@@ -155,7 +155,7 @@ class SqliteRestorer(Restorer):
                 except OSError as error:
                     if time.monotonic() >= deadline:
                         raise Problem(
-                            f"A process has kept the database {self.path} locked for {BUSY_TIMEOUT:g} s; nothing was "
+                            f"A process has kept the database {self.path} locked for {LOCK_TIMEOUT:g} s; nothing was "
                             f"restored; find it with 'fuser {self.path}' as root, end it, and try again."
                         ) from error
                     time.sleep(POLL)

@@ -79,7 +79,7 @@ def test_what_is_no_database_is_named(tmp_path):
 
 
 def test_a_locked_database_names_its_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr("ansible_collections.runbook.deploy.plugins.module_utils._sqlite.BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("ansible_collections.runbook.deploy.plugins.module_utils._sqlite.LOCK_TIMEOUT", 0.1)
     path = make_database(tmp_path / "db.sqlite3")
     writer = sqlite3.connect(path)
     writer.execute("BEGIN EXCLUSIVE")
