@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,11 +97,16 @@ def test_a_running_engines_pid_file_stays(tmp_path):
     program = tmp_path / "dockerd"
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([str(program), "30"]) as running:
-        path = tmp_path / "docker.pid"
-        path.write_text(str(running.pid))
-        assert engine.remove_stale_pid_file(path) is False
-        assert path.exists()
-        running.kill()
+        try:
+            # The kernel renames the process a moment after the program was started.
+            while Path(f"/proc/{running.pid}/comm").read_text() != "dockerd\n":
+                time.sleep(0.01)
+            path = tmp_path / "docker.pid"
+            path.write_text(str(running.pid))
+            assert engine.remove_stale_pid_file(path) is False
+            assert path.exists()
+        finally:
+            running.kill()
 
 
 def test_missing_programs_are_named_by_their_packages():
