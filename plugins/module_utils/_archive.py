@@ -26,6 +26,13 @@ SHA256 = re.compile(r"^[0-9a-f]{64}$")
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 # Only what the standard library reads on every supported Python.
 UNPACKABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
+try:
+    from lzma import LZMAError
+except ImportError:
+    # A Python made without liblzma; tarfile refuses tar.xz there by itself.
+    pass
+else:
+    UNPACKABLE = (*UNPACKABLE, LZMAError)
 
 
 class Member(NamedTuple):
