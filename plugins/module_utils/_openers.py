@@ -97,7 +97,7 @@ def with_main_process(opener: Opener, root: Path) -> list[tuple[int, int]]:
 
 def describe(found: Iterable[Opener]) -> str:
     """Return the processes as text, each with its PID and the beginning of its command."""
-    return ", ".join(f"pid {entry.pid} ({entry.command[:80]})" for entry in found)
+    return ", ".join(f"pid {entry.pid} ({' '.join(entry.command.split())[:80]})" for entry in found)
 
 
 def require_ours(found: Iterable[Opener], file: Path) -> None:

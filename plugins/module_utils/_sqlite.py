@@ -51,7 +51,6 @@ SQL_APPLIED = {
 }
 # What SQLite says of functions and collations that only the application's own code defines.
 FOREIGN_CODE = re.compile(r"(?:no such|unknown) (collation sequence|function): (.+?)(?:\(\))?$")
-FOREIGN_LIMIT = 100
 # SQLITE_FULL, and SQLITE_IOERR, which is what a file size limit or a quota looks like.
 NO_ROOM = re.compile(r"is full|disk I/O|No space|quota|too large", re.IGNORECASE)
 
@@ -167,44 +166,30 @@ def table_names(connection: sqlite3.Connection, schema: str = "main") -> list[st
     return [name for (name,) in rows]
 
 
-def with_stand_ins(connection: sqlite3.Connection, sql: str) -> tuple[list[tuple[Any, ...]], bool]:
-    """Return the rows of *sql* and whether stand-ins for the application's functions or collations were needed.
+def add_stand_ins(connection: sqlite3.Connection, names: set[tuple[str, str]]) -> None:
+    """Define the functions and collations in *names*, as (kind, name), that only the application has.
 
-    A stand-in lets a statement be prepared; it is no reason to trust an order or an index made with the real one.
+    It has to be done before the first statement. With them statements can be prepared; an order or an index made
+    with the real ones cannot be judged.
     """
-    used = False
-    for _attempt in range(FOREIGN_LIMIT):
-        try:
-            return connection.execute(sql).fetchall(), used
-        except sqlite3.OperationalError as error:
-            found = FOREIGN_CODE.search(str(error))
-            if found is None:
-                raise
-            used = True
-            kind, name = found.groups()
-            if kind == "function":
-                connection.create_function(name, -1, lambda *_values: None, deterministic=True)
-            else:
-                connection.create_collation(name, lambda left, right: (left > right) - (left < right))
-    raise sqlite3.OperationalError(f"more than {FOREIGN_LIMIT} unknown functions and collations in {sql!r}")
+    for kind, name in names:
+        if kind == "function":
+            connection.create_function(name, -1, lambda *_values: None, deterministic=True)
+        else:
+            connection.create_collation(name, lambda left, right: (left > right) - (left < right))
 
 
-def integrity(connection: sqlite3.Connection, tables: list[str]) -> tuple[str, list[str]]:
-    """Check every page; return the level reached (see :class:`Contents`) and what is wrong, at most 100 lines."""
-    try:
-        rows = connection.execute("PRAGMA integrity_check").fetchall()
-    except sqlite3.OperationalError as error:
-        if not FOREIGN_CODE.search(str(error)):
-            raise
-        # The order of an index cannot be judged without the application's code; its tables can be read.
-        for table in tables:
-            # The count asks for the stand-ins; "SELECT *" without them fails as "no query solution".
-            with_stand_ins(connection, f"SELECT count(*) FROM {identifier(table)} NOT INDEXED")
-            for _row in connection.execute(f"SELECT * FROM {identifier(table)} NOT INDEXED"):
-                pass
-        return "partial", []
-    found = [str(row[0]) for row in rows]
-    return "full", [] if found == ["ok"] else found
+def integrity_faults(connection: sqlite3.Connection) -> list[str]:
+    """Check every page and index; return what is wrong, at most 100 lines."""
+    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+    return [] if found == ["ok"] else found
+
+
+def read_tables(connection: sqlite3.Connection, tables: list[str]) -> None:
+    """Read every row of *tables*: what can be checked where indexes need the application's own code."""
+    for table in tables:
+        for _row in connection.execute(f"SELECT * FROM {identifier(table)} NOT INDEXED"):
+            pass
 
 
 def foreign_keys(connection: sqlite3.Connection) -> list[list[Any]]:
@@ -214,8 +199,6 @@ def foreign_keys(connection: sqlite3.Connection) -> list[list[Any]]:
     except sqlite3.OperationalError as error:
         if "foreign key mismatch" in str(error):
             return [[str(error), None, None, None]]
-        if FOREIGN_CODE.search(str(error)):
-            return []
         raise
 
 
@@ -360,32 +343,55 @@ class Sqlite(Engine):
 
     def contents(self, dump: Path, framework: str, *, integrity_check: bool) -> Contents:
         """Read the copy at *dump*, which nobody writes: SQLite makes no files beside an ``immutable`` one."""
-        level = "none"
+        stand_ins: set[tuple[str, str]] = set()
         try:
-            with reading(dump, mode="ro", immutable="1") as connection:
-                tables = table_names(connection)
-                if integrity_check:
-                    level, faults = integrity(connection, tables)
-                    if faults:
-                        raise Damaged(
-                            f"The copy {dump} of the database {self.path} fails SQLite's integrity_check with "
-                            f"{len(faults)} faults, the first: {faults[0]}; expected: ok. Run 'PRAGMA integrity_check' "
-                            "on the live database: when it fails too, repair it before anything is deployed.",
-                            evidence="\n".join(faults[:20]),
-                        )
-                counts = {}
-                for table in tables:
-                    rows, _used = with_stand_ins(
-                        connection, f"SELECT count(*) FROM {identifier(table)} NOT INDEXED"
-                    )
-                    counts[table] = rows[0][0]
-                violations = foreign_keys(connection) if integrity_check else []
-                return Contents(counts, read_applied(connection, framework), level, violations)
+            while True:
+                with reading(dump, mode="ro", immutable="1") as connection:
+                    add_stand_ins(connection, stand_ins)
+                    try:
+                        return self._contents(connection, dump, framework, integrity_check, bool(stand_ins))
+                    except sqlite3.OperationalError as error:
+                        missing = FOREIGN_CODE.search(str(error))
+                        if missing is None or missing.groups() in stand_ins:
+                            raise
+                        stand_ins.add(missing.groups())
         except sqlite3.Error as error:
             raise Damaged(
                 f"The copy {dump} of the database {self.path} cannot be read: {error}; "
                 "check the disk, and take the backup again."
             ) from error
+
+    def _contents(
+        self,
+        connection: sqlite3.Connection,
+        dump: Path,
+        framework: str,
+        integrity_check: bool,
+        partial: bool,
+    ) -> Contents:
+        tables = table_names(connection)
+        counts = {}
+        # First, because a count names a collation that is missing, and "SELECT *" does not.
+        for table in tables:
+            # Of the table itself, not of an index that might be smaller and wrong.
+            rows = connection.execute(f"SELECT count(*) FROM {identifier(table)} NOT INDEXED")
+            counts[table] = rows.fetchone()[0]
+        level = "none"
+        if integrity_check and partial:
+            level = "partial"
+            read_tables(connection, tables)
+        elif integrity_check:
+            level = "full"
+            faults = integrity_faults(connection)
+            if faults:
+                raise Damaged(
+                    f"The copy {dump} of the database {self.path} fails SQLite's integrity_check with "
+                    f"{len(faults)} faults, the first: {faults[0]}; expected: ok. Run 'PRAGMA integrity_check' "
+                    "on the live database: when it fails too, repair it before anything is deployed.",
+                    evidence="\n".join(faults[:20]),
+                )
+        violations = foreign_keys(connection) if integrity_check else []
+        return Contents(counts, read_applied(connection, framework), level, violations)
 
     def live_violations(self) -> list[list[Any]]:
         """Return the foreign keys of the live database that point nowhere."""

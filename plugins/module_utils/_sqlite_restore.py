@@ -26,6 +26,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._sqlite import (
     COMPANIONS,
     LOCK_TIMEOUT,
     Sqlite,
+    begin_reading,
     copy_file,
     reading,
     uri,
@@ -47,6 +48,8 @@ DEFAULT_MODE = 0o640
 
 class SqliteRestorer(Restorer):
     """The engine ``sqlite``: a new file beside the live one takes its name."""
+
+    engine: Sqlite
 
     def __init__(self, engine: Sqlite) -> None:
         super().__init__(engine)
@@ -95,10 +98,20 @@ class SqliteRestorer(Restorer):
 
         The last connection that closes removes ``-wal`` and ``-shm``. A damaged database stays as it is.
         """
-        if self.path.exists() and self.path.stat().st_size:
-            with contextlib.suppress(sqlite3.Error), reading(self.path, mode="rw") as connection:
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if not self.engine.present():
+            return
+        try:
+            with reading(self.path, mode="ro") as connection:
+                begin_reading(connection)
+        except sqlite3.OperationalError:
+            # A lock, or a transaction to be rolled back: for the connection below.
+            pass
+        except sqlite3.DatabaseError:
+            return
+        with contextlib.suppress(sqlite3.Error), reading(self.path, mode="rw") as connection:
+            begin_reading(connection)
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def mark(self) -> Any:
         """Return a value that every write to the live database changes; call it with no lock held."""

@@ -348,7 +348,7 @@ def test_too_little_room_is_found_before_anything_is_written(tmp_path):
     if mounted.returncode:
         pytest.skip(f"this machine lets nobody mount: {mounted.stderr.decode().strip()}")
     try:
-        place = Place(root, rows=1000)
+        place = Place(root, rows=600)
         with pytest.raises(Problem, match=r"no room for a copy .* bytes are free, \d+ are needed"):
             place.take()
         assert place.names() == []
