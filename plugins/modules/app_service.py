@@ -160,19 +160,19 @@ options:
     default: 2
   start_timeout:
     description: Seconds an instance may take until it is healthy.
-    type: int
+    type: float
     default: 60
   gate_timeout:
     description: Seconds that an instance which answers may go on answering wrong, from its first answer; within O(start_timeout).
-    type: int
+    type: float
     default: 20
   stay_up:
     description: Seconds that a healthy instance must stay up, with one main process and no worker replaced, before it gets traffic.
-    type: int
+    type: float
     default: 5
   drain_timeout:
     description: Seconds that connections to what served before may last; at their end it is stopped all the same.
-    type: int
+    type: float
     default: 30
   adopt:
     description: The installation that ran the application before this collection did (C(app_adopt)).
@@ -439,10 +439,10 @@ def main() -> None:
             "host_header": {"type": "str", "default": ""},
             "headers": {"type": "dict"},
             "successes": {"type": "int", "default": 2},
-            "start_timeout": {"type": "int", "default": 60},
-            "gate_timeout": {"type": "int", "default": 20},
-            "stay_up": {"type": "int", "default": 5},
-            "drain_timeout": {"type": "int", "default": 30},
+            "start_timeout": {"type": "float", "default": 60},
+            "gate_timeout": {"type": "float", "default": 20},
+            "stay_up": {"type": "float", "default": 5},
+            "drain_timeout": {"type": "float", "default": 30},
             "adopt": {"type": "dict", "options": adopt},
             "record": {"type": "dict"},
         },
