@@ -38,6 +38,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 # How much of the application's output is kept, of each stream; 20 lines of it are ever shown.
 KEPT_OUTPUT = 65536
 EVIDENCE_LINES = 20
+# Of these, how many show what the application printed, when there is a traceback to show as well.
+EVIDENCE_OUTPUT = 6
 # Seconds between two looks at a process that says nothing; its end is noticed at once, by the closed pipe.
 LOOK_INTERVAL = 0.2
 # Seconds for the application's own end (threads, exit handlers) after everything has been answered.
@@ -323,9 +325,10 @@ class Agent:
         message = self.hide(str(error["message"]))
         if error["type"] in REFUSALS:
             return AgentProblem(f"The operation {operation!r} was refused: {message}.", "", "refused", error)
-        trace = [self.hide(line) for line in error["traceback"]]
-        output = self.tail()
-        lines = [*output.splitlines()[-8:], *trace]
+        # Without the lines that only underline the one above.
+        trace = [self.hide(line) for line in error["traceback"] if line.strip(" ^~")]
+        printed = self.tail().splitlines()[-EVIDENCE_OUTPUT:]
+        lines = [*printed, *trace[-(EVIDENCE_LINES - len(printed)) :]]
         first = message.strip().splitlines()[0] if message.strip() else ""
         if error["type"] == "SystemExit":
             said = f"called sys.exit({error['code']!r})"
@@ -337,7 +340,7 @@ class Agent:
             )
         return AgentProblem(
             f"The application {said.rstrip('.')}, while it was asked for {operation!r}; the evidence shows where.",
-            "\n".join(lines[-EVIDENCE_LINES:]),
+            "\n".join(lines),
             "application",
             {**error, "message": message, "traceback": trace},
         )

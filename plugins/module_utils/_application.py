@@ -148,9 +148,10 @@ RELEASE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def installed(params: Mapping[str, Any]) -> Installed:
+def installed(params: Mapping[str, Any], secrets: Iterable[str] = ()) -> Installed:
     """Return the release that the options *params* (``RELEASE_OPTIONS``) name.
 
+    :param secrets: further texts to hide, besides the values of app_environment.
     :raises Problem: when it is not on this host, or not built to its end.
     """
     layout = Layout(params["root"])

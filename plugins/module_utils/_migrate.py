@@ -99,7 +99,7 @@ def verify(
     checks: bool = True,
     import_modules: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return ``{applied, heads, plan, warnings}`` as the new code sees the database *scratch*.
+    """Return ``{applied, heads, plan, notes}`` as the new code sees the database *scratch*.
 
     :param scratch: ``{engine, path}``; None: the live one, which is only read.
     :param checks: also run the checks; otherwise only the plan is made.
@@ -126,7 +126,7 @@ def verify(
         "applied": state["applied"],
         "heads": heads(state["applied"]),
         "plan": judge_plan(state),
-        "warnings": [agent.hide(text) for text in warnings],
+        "notes": [agent.hide(text) for text in warnings],
     }
 
 
@@ -377,7 +377,7 @@ def explain(
         problem.evidence,
         applied=now,
         heads={} if now is None else heads(now),
-        failed=[running["app"], running["name"]] if running else None,
+        failed_migration=[running["app"], running["name"]] if running else None,
         done=progress.done_keys,
         seconds=progress.done,
         live_changed=changed or bool(running and running.get("atomic") is False),

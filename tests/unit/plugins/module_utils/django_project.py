@@ -32,7 +32,7 @@ import os
 BASE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SECRET_KEY = os.environ["SHOP_SECRET"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["SHOP_DATABASE"]}}
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.staticfiles", "orders"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.staticfiles", "orders"]
 ROOT_URLCONF = "shop.urls"
 STATIC_URL = "/static/"
 STATIC_ROOT = os.path.join(BASE, "staticfiles")
@@ -113,6 +113,7 @@ class DjangoProject:
         # Not a link: the place of the link decides which packages an interpreter finds.
         python.write_text(f'#!/bin/sh\nexec {django_python()} "$@"\n')
         python.chmod(0o755)
+        (self.release / ".built").write_text("")
         self.write("manage.py", MANAGE)
         self.write("shop/__init__.py", "")
         self.write("shop/settings.py", SETTINGS)
@@ -135,6 +136,10 @@ class DjangoProject:
         """Add lines to the settings."""
         path = self.release / "shop" / "settings.py"
         path.write_text(path.read_text() + text)
+
+    def add_apps(self, *names: str) -> None:
+        """Install further apps, which make the project slower to start."""
+        self.append_settings(f"INSTALLED_APPS = [*{list(names)!r}, *INSTALLED_APPS]\n")
 
     def migration(
         self,

@@ -1,0 +1,398 @@
+#!/usr/bin/python
+
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: migration
+short_description: Plan, verify, apply and reverse the migrations of a Django release
+version_added: 0.1.0
+description:
+  - Runs the release's own code in one process of its own environment, as the application's user, with standard input
+    closed and within a time limit.
+  - Says of each pending migration whether it can be reversed, whether the old code runs on the new schema, and whether
+    it throws data away. What is not proved is V(unknown).
+  - Applies exactly the migrations that were verified, by the project's own C(migrate) command, signals included, and
+    writes each step into the record, so that the record is right after a kill, too.
+  - Reverses to a recorded set of applied migrations, one migration at a time, and never applies anything on the way.
+author:
+  - The runbook.deploy authors (@runbook-deploy)
+attributes:
+  check_mode:
+    support: partial
+    description: The code of a release runs in check mode only on a scratch database. Otherwise it is reported that
+      migrations would be applied or reversed, without asking the new code which.
+  diff_mode:
+    support: none
+    description: The plan is returned as V(plan).
+  idempotent:
+    support: full
+    description: Nothing is changed when nothing is pending, or nothing is to be taken back.
+extends_documentation_fragment:
+  - runbook.deploy.release_code
+options:
+  state:
+    description:
+      - V(planned) reads which migrations are applied and pending.
+      - V(verified) besides runs the checks of C(check), of C(check --deploy) as warnings, and of
+        C(makemigrations --check), and looks for conflicts. It needs O(database), because new code may change a
+        database already while it starts.
+      - V(applied) applies the pending migrations to the live database.
+      - V(reversed) takes back everything that is applied and not in O(applied), with this release's code.
+    type: str
+    choices: [planned, verified, applied, reversed]
+    required: true
+  database:
+    description:
+      - The scratch database that replaces the default one of the settings, as returned by
+        M(runbook.deploy.database_backup). Other databases are switched off meanwhile.
+      - Everything stops when the application has another file open in spite of it.
+      - Only for O(state=planned) and O(state=verified).
+    type: dict
+  live_database:
+    description: C(app_database). When given, the release's settings must use the same database.
+    type: dict
+    suboptions:
+      engine:
+        description: The engine.
+        type: str
+      path:
+        description: The absolute path of the file of an SQLite database.
+        type: path
+      name:
+        description: The name of the database, for engines with a server.
+        type: str
+      host:
+        description: The server's host.
+        type: str
+      port:
+        description: The server's port.
+        type: int
+      user:
+        description: The role to log in as.
+        type: str
+      password:
+        description: The password of the role.
+        type: str
+  plan:
+    description:
+      - The migrations that O(state=applied) has to find pending, in their order. Each entry is a migration of a returned
+        V(plan.migrations), or a pair of an app and a name.
+      - When others are pending, nothing is applied. When not given, whatever is pending is applied.
+    type: list
+    elements: raw
+  applied:
+    description:
+      - The applied migrations to go back to with O(state=reversed), each a pair of an app and a name, as the record has
+        them in C(applied_before).
+      - An empty list is refused, because it would remove every table.
+    type: list
+    elements: list
+  import_modules:
+    description: Modules that O(state=verified) imports besides, to see that they can be imported.
+    type: list
+    elements: str
+    default: []
+  initial_command:
+    description:
+      - A command, as a list of words, that O(state=applied) runs once, after the migrations of an empty database.
+      - When it fails, the next run tries it again.
+    type: list
+    elements: str
+    default: []
+  time_limit:
+    description: Seconds for the whole work. The application's process is ended when they are over.
+    type: int
+    default: 300
+"""
+
+EXAMPLES = r"""
+- name: Run the new code against a copy of the database
+  runbook.deploy.migration:
+    state: verified
+    root: /srv/shop
+    user: shop
+    release: 0f3c5a7d9e21-4b1d2c3e
+    settings_module: shop.settings
+    environment: "{{ app_environment | to_json }}"
+    database: "{{ backup.scratch }}"
+  register: verified
+
+- name: Apply exactly what was verified
+  runbook.deploy.migration:
+    state: applied
+    root: /srv/shop
+    user: shop
+    release: 0f3c5a7d9e21-4b1d2c3e
+    settings_module: shop.settings
+    environment: "{{ app_environment | to_json }}"
+    plan: "{{ verified.plan.migrations }}"
+
+- name: Take them back
+  runbook.deploy.migration:
+    state: reversed
+    root: /srv/shop
+    user: shop
+    release: 0f3c5a7d9e21-4b1d2c3e
+    settings_module: shop.settings
+    environment: "{{ app_environment | to_json }}"
+    applied: "{{ record.applied_before }}"
+"""
+
+RETURN = r"""
+applied:
+  description:
+    - The applied migrations in the order in which they were written, each a pair of an app and a name.
+    - On failure what is applied then. Not known (null) in check mode, or when it could not be read.
+  type: list
+  elements: list
+  returned: always
+  sample: [[shop, 0001_initial]]
+heads:
+  description: The last applied migration of each app.
+  type: dict
+  returned: always
+  sample: {shop: [0001_initial]}
+plan:
+  description:
+    - The pending migrations, before they were applied. V(reversible), V(compatible) (the old code reads and writes on the
+      new schema) and V(destructive) are V(yes), V(no) or V(unknown), for each operation, each migration and all of them.
+    - Null where it is not known in check mode.
+  type: dict
+  returned: when O(state) is not V(reversed)
+  contains:
+    migrations:
+      description: The migrations with C(app), C(name), C(atomic), C(operations) and the three answers.
+      type: list
+      elements: dict
+    reversible:
+      description: The worst answer of all.
+      type: str
+    compatible:
+      description: The worst answer of all.
+      type: str
+    destructive:
+      description: The worst answer of all.
+      type: str
+    rebuilds:
+      description: The tables that SQLite copies, while writers have to wait.
+      type: list
+      elements: str
+notes:
+  description: What the checks found that does not forbid a deployment.
+  type: list
+  elements: str
+  returned: when O(state=verified)
+seconds:
+  description: How long each migration took, with C(app), C(name) and C(seconds).
+  type: list
+  elements: dict
+  returned: when O(state=applied) or O(state=reversed)
+initial_command:
+  description: Whether O(initial_command) was run.
+  type: bool
+  returned: when O(state=applied)
+reversed:
+  description: The migrations that were taken back, in that order.
+  type: list
+  elements: list
+  returned: when O(state=reversed)
+failed_migration:
+  description: The migration that failed, as a pair of an app and a name, or null when it was none.
+  type: list
+  elements: str
+  returned: on failure of O(state=applied) and O(state=reversed)
+done:
+  description: The migrations that were applied or reversed before the failure.
+  type: list
+  elements: list
+  returned: on failure of O(state=applied) and O(state=reversed)
+live_changed:
+  description: Whether the live database is another one than before.
+  type: bool
+  returned: on failure of O(state=applied) and O(state=reversed)
+findings:
+  description: Everything that the checks found to be wrong.
+  type: list
+  elements: str
+  returned: on failure of O(state=verified)
+evidence:
+  description: The last lines of output that prove a failure.
+  type: str
+  returned: on failure
+"""
+
+import contextlib
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.runbook.deploy.plugins.module_utils._application import (
+    RELEASE_OPTIONS,
+    Installed,
+    installed,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._database import DATABASE_OPTION
+from ansible_collections.runbook.deploy.plugins.module_utils._migrate import (
+    apply,
+    expected_keys,
+    reverse,
+    verify,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, open_journal
+
+# The names of the phases in the record.
+PHASES = {"planned": "plan", "verified": "verify", "applied": "migrate", "reversed": "reverse"}
+
+
+# As app_database, which may be empty for an application that has none.
+LIVE_DATABASE = {
+    "type": "dict",
+    "options": {**DATABASE_OPTION["options"], "engine": {"type": "str"}},
+}
+
+
+def check_options(params: dict[str, Any]) -> None:
+    """Refuse combinations that would do something else than what was meant.
+
+    :raises Problem: naming the option.
+    """
+    state = params["state"]
+    if params["time_limit"] <= 0:
+        raise Problem(
+            f"The option time_limit is {params['time_limit']}, expected a number of seconds above 0."
+        )
+    if params["framework"] == "none":
+        return
+    if state == "verified" and not params["database"]:
+        raise Problem(
+            "The new code cannot be verified without a scratch database, because it may change the live one already "
+            "while it starts: pass on the scratch of database_backup as the option database (app_backup_verify: restore)."
+        )
+    if state in ("applied", "reversed") and params["database"]:
+        raise Problem(
+            f"The option database names a scratch copy, but state {state!r} is for the live database: leave it out."
+        )
+    if state == "reversed" and not params["applied"]:
+        raise Problem(
+            "The option applied is empty, and going back to that would remove every table: pass on applied_before of "
+            "the deployment's record; after a first deployment there is nothing to go back to."
+        )
+
+
+def without_running(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer of check mode for what would run on the live database."""
+    answer: dict[str, Any] = {"applied": None, "heads": {}, "changed": False}
+    if params["state"] == "reversed":
+        return {**answer, "changed": True, "reversed": [], "seconds": []}
+    answer["plan"] = None
+    if params["state"] == "applied":
+        # Without a plan nobody has asked yet whether anything is pending.
+        answer.update(
+            changed=params["plan"] is None or bool(params["plan"]), seconds=[], initial_command=False
+        )
+    return answer
+
+
+def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer for an application without migrations."""
+    answer: dict[str, Any] = {"changed": False, "applied": [], "heads": {}}
+    if params["state"] == "reversed":
+        return {**answer, "reversed": [], "seconds": []}
+    answer["plan"] = empty_plan()
+    if params["state"] == "verified":
+        answer["notes"] = []
+    elif params["state"] == "applied":
+        answer.update(seconds=[], initial_command=False)
+    return answer
+
+
+def work(
+    params: dict[str, Any], target: Installed, journal: Journal, entry: dict[str, Any]
+) -> dict[str, Any]:
+    """Do what ``state`` asks for and return the module's answer; *entry* is the phase's result in the record."""
+    state, limit = params["state"], float(params["time_limit"])
+    if state in ("planned", "verified"):
+        found = verify(
+            target,
+            params["database"],
+            params["live_database"],
+            limit,
+            checks=state == "verified",
+            import_modules=params["import_modules"],
+        )
+        journal.update(plan=found["plan"])
+        notes = found.pop("notes")
+        if state == "verified":
+            found["notes"] = entry["notes"] = notes
+        entry["pending"] = len(found["plan"]["migrations"])
+        return {"changed": False, **found}
+    if state == "applied":
+        answer = apply(
+            target,
+            journal,
+            plan=expected_keys(params["plan"]),
+            live=params["live_database"],
+            initial_command=params["initial_command"],
+            limit=limit,
+        )
+    else:
+        answer = reverse(
+            target,
+            journal,
+            wanted=expected_keys(params["applied"]) or [],
+            live=params["live_database"],
+            limit=limit,
+        )
+    entry["seconds"] = answer["seconds"]
+    return answer
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            **RELEASE_OPTIONS,
+            "state": {
+                "type": "str",
+                "required": True,
+                "choices": ["planned", "verified", "applied", "reversed"],
+            },
+            "database": {"type": "dict"},
+            "live_database": LIVE_DATABASE,
+            "plan": {"type": "list", "elements": "raw"},
+            "applied": {"type": "list", "elements": "list"},
+            "import_modules": {"type": "list", "elements": "str", "default": []},
+            "initial_command": {"type": "list", "elements": "str", "default": []},
+            "time_limit": {"type": "int", "default": 300},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        check_options(params)
+        if params["framework"] == "none":
+            answer = nothing_to_migrate(params)
+        elif module.check_mode and not params["database"]:
+            answer = without_running(params)
+        else:
+            password = (params["live_database"] or {}).get("password")
+            target = installed(params, [password] if password else [])
+            with contextlib.ExitStack() as stack:
+                journal = open_journal(
+                    params["root"], params["record"] or None, module.check_mode, target.secrets
+                )
+                stack.enter_context(journal)
+                entry = stack.enter_context(journal.phase(PHASES[params["state"]]))
+                answer = work(params, target, journal, entry)
+    except Problem as problem:
+        module.fail_json(**problem.answer())
+    module.exit_json(**answer)
+
+
+if __name__ == "__main__":
+    main()
