@@ -169,7 +169,7 @@ def undone(records: Iterable[Mapping[str, Any]]) -> set[str]:
             result.add(record["id"])
         if record.get("kind") == "rollback" and record.get("verdict") == "success":
             result |= {record.get("undoes"), (record.get("previous") or {}).get("deployment")}
-    return result - {None, ADOPTED}
+    return result - {None, "", ADOPTED}
 
 
 def instance_of(record: Mapping[str, Any], older: Iterable[Mapping[str, Any]]) -> str | None:
@@ -310,7 +310,7 @@ class Journal:
     def _load(self) -> dict[str, Any]:
         """Return the record, made on the first phase of a host.
 
-        :raises Problem: when it is damaged, finished, or belongs to another run.
+        :raises Problem: when it is damaged, belongs to another run, or is finished on the primary.
         """
         path = self.layout.record(self.record["id"])
         try:
@@ -341,11 +341,14 @@ class Journal:
                 f"The record {str(path)!r} belongs to another run of {found.get('operator') or 'somebody'}: this run "
                 "stops here; see playbooks/status.yml."
             )
-        if found.get("verdict") is not None:
+        if found.get("verdict") is not None and self.record["primary"]:
             raise Problem(
                 f"The deployment {self.record['id']} is finished on this host (verdict {found['verdict']!r}), so no "
                 "phase can begin: start a new deployment."
             )
+        if found.get("verdict") is not None:
+            # The primary, which finishes last, goes on: the fleet is taken back, this host with it.
+            found.update(verdict=None, finished=None)
         return found
 
     def update(self, **fields: Any) -> None:

@@ -200,7 +200,7 @@ def measure(
         except Problem as problem:
             problems.append(facts.fact("database_unreadable", problem.message))
     lock = read_lock(layout)
-    return {
+    state = {
         "exists": exists,
         "current": current,
         "releases": releases,
@@ -219,6 +219,8 @@ def measure(
         "problems": problems,
         "warnings": warnings,
     }
+    state["settled"] = current is not None and is_current(state, current["release"])
+    return state
 
 
 def _record_of(

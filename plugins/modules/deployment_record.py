@@ -33,7 +33,8 @@ options:
   state:
     description:
       - V(begun), on the primary host, takes the lock, makes the id and the token, and writes the record.
-      - V(finished), on every host, writes the verdict and ends the deployment there. On the primary, do it last.
+      - V(finished), on every host, writes the verdict and ends the deployment there. The primary comes last, because it gives the lock
+        back; until then, other hosts can still be taken back, and get another verdict.
       - V(read) returns the records on the host.
     type: str
     choices: [begun, finished, read]
@@ -457,7 +458,7 @@ def targets(layout: Layout, records: list[dict[str, Any]], live: str | None, ado
 def load(layout: Layout, given: dict[str, Any], verdict: str) -> dict[str, Any]:
     """Return the record of *given*, made now on a host where no phase began.
 
-    :raises Problem: when it is damaged, another run's, or finished with another verdict.
+    :raises Problem: when it is damaged, another run's, or on the primary finished with another verdict.
     """
     path = layout.record(given["id"])
     try:
@@ -477,10 +478,11 @@ def load(layout: Layout, given: dict[str, Any], verdict: str) -> dict[str, Any]:
         )
     if found.get("token") != given["token"]:
         raise Problem(f"The record {str(path)!r} belongs to another run: it is left as it is.")
-    if found["verdict"] not in (None, verdict):
+    if found["verdict"] not in (None, verdict) and found["primary"]:
+        # Other hosts follow the primary, which finishes last: their success ends when it takes the fleet back.
         raise Problem(
             f"The deployment {given['id']} is finished already with the verdict {found['verdict']}, not {verdict}: "
-            "a verdict is never changed."
+            "a verdict of the primary is never changed."
         )
     return found
 

@@ -190,6 +190,9 @@ state:
       description: What is not as it should be and stops nothing, as code and message.
       type: list
       elements: dict
+    settled:
+      description: Whether the live release is whole, its deployment succeeded, and every service answers from it.
+      type: bool
 wanted:
   description: What O(version) is and would bring.
   returned: when O(resolve=true) and O(root) exists, or in check mode

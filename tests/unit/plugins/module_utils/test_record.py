@@ -159,10 +159,21 @@ def test_another_token_may_not_write(layout: Layout) -> None:
 
 
 def test_a_finished_deployment_has_no_further_phase(layout: Layout) -> None:
+    lock.acquire(layout, deployment=D1, token=TOKEN)
+    with records.open_journal(layout.root, option(primary=True), False) as journal:
+        journal.update(verdict="success")
+    with (
+        pytest.raises(Problem, match="finished"),
+        records.open_journal(layout.root, option(primary=True), False),
+    ):
+        pytest.fail("opened")
+
+
+def test_another_host_can_be_taken_back_until_the_primary_is_finished(layout: Layout) -> None:
     with records.open_journal(layout.root, option(), False) as journal:
         journal.update(verdict="success")
-    with pytest.raises(Problem, match="finished"), records.open_journal(layout.root, option(), False):
-        pytest.fail("opened")
+    with records.open_journal(layout.root, option(), False) as journal, journal.phase("restart"):
+        assert stored(layout)["verdict"] is None
 
 
 def test_a_new_record_on_another_host_closes_what_died_there(layout: Layout) -> None:

@@ -137,6 +137,19 @@ def test_what_somebody_will_still_act_on_stays(host, verdict: str | None) -> Non
     assert host.layout.environment_file(IDS[4]).exists()
 
 
+def test_the_files_of_an_unfinished_deployment_stay_before_its_release_is_built(host) -> None:
+    deploy(host, 1)
+    host.switch(NAMES[0], IDS[0])
+    host.record(IDS[4], NAMES[4], None)
+    secret = host.layout.environment_file(IDS[4])
+    secret.write_text("SECRET=1")
+    apply(host)
+    assert secret.exists()
+    host.record(IDS[4], NAMES[4], "abandoned")
+    apply(host)
+    assert not secret.exists(), "a secret file of a deployment that failed does not lie about"
+
+
 def test_what_runs_stays(host) -> None:
     for number in range(1, 5):
         deploy(host, number)

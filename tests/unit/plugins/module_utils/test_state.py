@@ -75,6 +75,7 @@ def test_a_live_host(live) -> None:
     assert found["problems"] == found["warnings"] == []
     assert state.mismatches(found, expected()) == []
     assert state.is_current(found, R1)
+    assert found["settled"] is True
     assert not state.is_current(found, R2)
     assert live.tree() == before
 
@@ -148,7 +149,9 @@ def test_who_has_the_port(host, ours: bool) -> None:
 def test_something_is_left_to_do(live, spoil) -> None:
     assert state.is_current(measure(live), R1)
     spoil(live)
-    assert not state.is_current(measure(live), R1)
+    found = measure(live)
+    assert not state.is_current(found, R1)
+    assert found["settled"] is False
 
 
 def test_migrations_are_compared_with_those_at_the_end_of_the_deployment(live) -> None:

@@ -273,6 +273,8 @@ def test_another_host_finishes_its_own_record_without_a_lock(host, ask) -> None:
     )
     other = ask(state="finished", record={**record, "token": "y"}, verdict="success")
     assert other["failed"] is True
+    ask(state="finished", record=record, verdict="stopped")
+    assert stored(host, D2)["verdict"] == "stopped", "the fleet was taken back after this host was finished"
 
 
 def test_retention_runs_at_the_end_and_is_no_change(host, ask) -> None:
