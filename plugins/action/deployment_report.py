@@ -62,8 +62,9 @@ class ActionModule(ActionBase):
                 Display().warning(f"The report could not be written to {directory}: {error.strerror}.")
         lines = terminal(facts)
         Display().display("\n" + "\n".join(lines), color="green" if args["verdict"] in GOOD else "red")
-        result["text"] = "\n".join(lines)
-        result["report"] = facts.get("report_path")
         if args["verdict"] not in GOOD:
+            # Everything has been shown; a failed task's answer would be shown once more.
             result.update(failed=True, msg=lines[0])
+            return result
+        result.update(text="\n".join(lines), report=facts.get("report_path"))
         return result

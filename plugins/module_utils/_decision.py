@@ -115,10 +115,14 @@ def decide(
             "abandon",
             "Nothing live was changed: no host serves the new release and no migration was applied.",
         )
+    if target is None and not revert:
+        return result(
+            "abandon",
+            f"Nothing served before and nothing serves now; the database keeps {_names(reverse)} for the next attempt.",
+        )
     if target is None:
         return result(
-            "stop",
-            "This is the first deployment, so there is nothing to go back to: the new release is stopped.",
+            "stop", "This is the first deployment, so there is nothing to go back to: the new release is stopped."
         )
     if not reverse:
         return result("code", f"No migration was applied: {_place(revert)} the release before.")

@@ -97,10 +97,10 @@ EXAMPLES = r"""
 RETURN = r"""
 text:
   description: What was shown.
-  returned: always
+  returned: success
   type: str
 report:
   description: Path of the report on the controller, or null.
-  returned: always
+  returned: success
   type: str
 """

@@ -137,6 +137,9 @@ def test_a_database_that_does_not_answer_stops() -> None:
 def test_the_first_deployment_has_nothing_to_go_back_to() -> None:
     found = decide(record=record(previous=None), states={"web1": state("new")}, primary="web1")
     assert level(found) == "stop"
+    first = record([migration("0001")], previous=None, applied_before=None)
+    found = decide(record=first, states={"web1": {**state(), "current": None, "services": []}}, primary="web1")
+    assert (level(found), found["reverse"]) == ("abandon", [])
 
 
 @pytest.mark.parametrize(
