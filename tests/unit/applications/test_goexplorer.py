@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,7 +101,11 @@ class Installation:
         self.socket = self.path / "s"
         self.log = self.path / "log"
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("GOEXPLORER_")},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("GOEXPLORER_", "PYTHON"))
+            },
             "GOEXPLORER_SECRET_KEY": "only-for-tests",
             "GOEXPLORER_DATABASE": str(database),
             "GOEXPLORER_MEDIA": str(workshop.base / "media"),
@@ -336,16 +339,18 @@ def test_broken_dependency(workshop: Workshop) -> None:
 def test_servers_that_break(workshop: Workshop, database: Path) -> None:
     """All at once, because two of them take their time: boot, health, crash, slow, static, and the sound v2.8."""
     tags = ("broken-boot", "broken-health", "broken-static", "slow", "v2.8")
-    every = (*tags, "crash-later")
-    with ThreadPoolExecutor(2) as pool:
-        made = dict(zip(every, pool.map(lambda tag: prepared(workshop, database, tag), every)))
+    made = {
+        tag: Installation(workshop, tag, copied(workshop, database, tag)) for tag in ("slow", "crash-later")
+    }
+    for tag in ("broken-boot", "broken-health", "broken-static", "v2.8"):
+        made[tag] = prepared(workshop, database, tag)
     with contextlib.ExitStack() as stack:
         begun = time.monotonic()
         processes = {"crash-later": stack.enter_context(made["crash-later"].serving(workers=2))}
         assert made["crash-later"].status("/healthz/") == 200
         processes.update({tag: stack.enter_context(made[tag].serving()) for tag in tags})
 
-        assert processes["broken-boot"].wait(10) != 0
+        assert processes["broken-boot"].wait(30) != 0
         assert "No module named 'goexplorer.telemetry'" in made["broken-boot"].log.read_text()
 
         assert [made["broken-health"].status(path) for path in ("/healthz/", "/")] == [500, 200]
@@ -358,9 +363,9 @@ def test_servers_that_break(workshop: Workshop, database: Path) -> None:
 
         asked = time.monotonic()
         assert made["slow"].status("/healthz/") == 200
-        assert 3 <= time.monotonic() - asked < 5
+        assert 3 <= time.monotonic() - asked < 10
 
-        processes["crash-later"].wait(10)
-        assert 3 <= time.monotonic() - begun < 15
+        processes["crash-later"].wait(30)
+        assert 3 <= time.monotonic() - begun < 40
         assert not made["crash-later"].listens()
         assert processes["v2.8"].poll() is None
