@@ -77,7 +77,7 @@ REASONS = (
     ),
     (r"\b40[13]\b", "the package index refuses access", "give user and token in app_build_environment"),
     (
-        r"DO NOT MATCH THE HASHES|[Hh]ash mismatch|Hashes are required|to be pinned|missing (a )?hash",
+        r"DO NOT MATCH THE HASHES|[Hh]ash mismatch|Hash(es|-checking) (are|is) required|no trusted hash|to be pinned",
         "a package has not the hash that the requirement files name, or one has none",
         "make the files again with all hashes",
     ),
@@ -405,12 +405,17 @@ def must_run(path: Path, user: str | None) -> None:
     """Raise a Problem unless *user* can run the environment's Python: it may lie in somebody's home."""
     if not identity(user):
         return
-    done = run([str(path / "bin" / "python"), "-I", "-S", "-c", ""], user=user, cwd="/", timeout=30)
-    if done.rc != 0:
+    python = path / "bin" / "python"
+    try:
+        done = run([str(python), "-I", "-S", "-c", ""], user=user, cwd="/", timeout=30)
+        evidence = "" if done.rc == 0 else done.tail() or f"exit code {done.rc}"
+    except Problem as problem:
+        evidence = problem.message
+    if evidence:
         raise Problem(
-            f"The user {user!r} (app_user) cannot run {os.path.realpath(path / 'bin' / 'python')!r}: name an "
-            "interpreter in app_python that every user of the host may run.",
-            done.tail(),
+            f"The user {user!r} (app_user) cannot run {os.path.realpath(python)!r} through {str(path)!r}: name an "
+            "interpreter in app_python, and an app_root, that this user may reach.",
+            evidence,
         )
 
 

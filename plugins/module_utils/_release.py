@@ -189,6 +189,8 @@ def build(layout: Layout, wanted: Wanted) -> Outcome:
         raise Problem(
             f"app_root {str(layout.root)!r} does not exist on this host: run playbooks/setup.yml first."
         )
+    # The directories are for the application too, whatever the one who deploys has set for his own files.
+    umask = os.umask(0o022)
     try:
         if known.get("commit") == wanted.commit:
             # Only the environment is gone, or the interpreter that it was made of.
@@ -201,6 +203,8 @@ def build(layout: Layout, wanted: Wanted) -> Outcome:
         build_anew(layout, wanted, interpreter, outcome, read_only)
     except OSError as error:
         raise no_space(error, layout) from error
+    finally:
+        os.umask(umask)
     return outcome
 
 

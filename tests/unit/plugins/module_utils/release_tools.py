@@ -6,16 +6,28 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, remove_tree
+from ansible_collections.runbook.deploy.plugins.modules import release as release_module
+
+# The one that every user of the host may run; the tests' own may lie in somebody's home.
+PYTHON = next((path for path in ("/usr/bin/python3", sys.executable) if os.path.exists(path)), sys.executable)
+APPLICATION = {"requirements.txt": "alpha==1.0\n", "manage.py": "import alpha\nprint(alpha.VERSION)\n"}
 
 
 class Repository:
@@ -109,3 +121,62 @@ def snapshot(root: Path) -> dict[str, tuple[object, ...]]:
             size = info.st_size if content is not None else 0
             found[path] = (info.st_mode, info.st_uid, info.st_gid, size, info.st_mtime_ns, content)
     return found
+
+
+class World:
+    """A host's directory, a repository and a package index, and the module ``release`` working on them."""
+
+    def __init__(self, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.base = base
+        self.capsys = capsys
+        self.layout = Layout(base / "root")
+        self.layout.root.mkdir()
+        self.repository = Repository(base / "shop")
+        self.wheels = base / "wheels"
+        make_wheel(self.wheels, "alpha", "1.0")
+        make_wheel(self.wheels, "beta", "1.0", ("alpha<2",))
+        self.options: dict[str, Any] = {"uv": find_uv()}
+        self.build = {"PIP_FIND_LINKS": str(self.wheels), "PIP_NO_INDEX": "1"}
+
+    def commit(self, files: dict[str, str | None], tag: str | None = None) -> str:
+        return self.repository.commit("a change", files, tag)
+
+    def arguments(self, commit: str, /, **options: Any) -> dict[str, Any]:
+        return {
+            "root": str(self.layout.root),
+            "source": {"repository": str(self.repository.path)},
+            "commit": commit,
+            "release": f"{commit[:12]}-0a1b2c3d",
+            "python": PYTHON,
+            "build_environment": json.dumps(self.build),
+            **self.options,
+            **options,
+        }
+
+    def run(self, commit: str, /, **options: Any) -> dict[str, Any]:
+        """Run the module and return its answer; ``failed`` tells a failure."""
+        with patch_module_args(self.arguments(commit, **options)), pytest.raises(SystemExit):
+            release_module.main()
+        return json.loads(self.capsys.readouterr().out)
+
+    def built(self, commit: str, /, **options: Any) -> dict[str, Any]:
+        answer = self.run(commit, **options)
+        assert "failed" not in answer, answer
+        return answer
+
+
+@contextlib.contextmanager
+def open_world(
+    capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """Yield a world of its own and remove it."""
+    # Not tmp_path: other users must be able to look into it.
+    base = Path(tempfile.mkdtemp(prefix="release-"))
+    base.chmod(0o755)
+    world = World(base, capsys)
+    # One cache for all tests: uv asks each interpreter that its cache does not know.
+    world.build["UV_CACHE_DIR"] = str(tmp_path_factory.getbasetemp() / "uv")
+    try:
+        yield world
+    finally:
+        remove_tree(base)
