@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,12 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, replace_link, write_json
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
+    Layout,
+    remove_tree,
+    replace_link,
+    write_json,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._record import new_record, write_record
 
 R1, R2, R3, R4 = (f"{digit * 12}-{digit * 8}" for digit in "1234")
@@ -60,7 +64,7 @@ class Host:
     def close(self) -> None:
         for child in self.children:
             self.kill(child)
-        shutil.rmtree(self.root)
+        remove_tree(self.root)
 
     def kill(self, child: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
         child.send_signal(number)

@@ -168,7 +168,7 @@ def test_no_environment_goes_when_a_kept_release_does_not_name_its_own(host) -> 
     assert left(host.layout.environments) == ["env1", "env2", "env3"]
 
 
-def test_read_only_trees_are_removed_and_what_is_not_is_told(host) -> None:
+def test_read_only_trees_are_removed(host) -> None:
     for number in range(1, 4):
         deploy(host, number)
     host.switch(NAMES[2], IDS[2])
@@ -178,17 +178,23 @@ def test_read_only_trees_are_removed_and_what_is_not_is_told(host) -> None:
     deep.chmod(0o555)
     host.layout.release(NAMES[0]).chmod(0o555)
     assert apply(host, keep=2)["releases"] == [NAMES[0]]
+    assert not host.layout.release(NAMES[0]).exists()
+
+
+def test_what_cannot_be_removed_is_told_and_stops_nothing(host) -> None:
     if os.geteuid() == 0:
-        pytest.skip("root removes everything: run the tests as an ordinary user to see the second half")
+        pytest.skip("root removes everything: run the tests as an ordinary user to see this one")
+    for number in range(1, 4):
+        deploy(host, number)
+    host.switch(NAMES[2], IDS[2])
     host.layout.releases.chmod(0o555)
     try:
-        deploy_state = state.measure(host.layout)
-        removed = retention.apply(
-            host.layout, deploy_state, read_records(host.layout)[:1], keep=0, keep_backups=9
-        )
+        removed = apply(host, keep=2, keep_backups=2)
     finally:
         host.layout.releases.chmod(0o755)
-    assert removed["errors"]
+    assert removed["releases"] == []
+    assert NAMES[0] in removed["errors"][0]
+    assert removed["backups"] == ["b1"]
 
 
 def test_a_file_of_an_unknown_instance_and_other_files_stay(host) -> None:
