@@ -83,9 +83,10 @@ def make_database(path: Path, wal: bool = False, rows: int = 0) -> Path:
 
 def execute(path: Path, *statements: str) -> None:
     """Run *statements* in one transaction."""
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         for statement in statements:
             connection.execute(statement)
+        connection.commit()
 
 
 def ask(path: Path, statement: str) -> list[tuple]:

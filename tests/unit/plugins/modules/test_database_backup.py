@@ -51,7 +51,7 @@ def run(tmp_path, capsys):
 def tree(root):
     return sorted(
         os.path.relpath(os.path.join(place, name), root)
-        for place, _, names in os.walk(root)
+        for place, _directories, names in os.walk(root)
         for name in names
     )
 
