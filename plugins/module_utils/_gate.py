@@ -105,7 +105,8 @@ def until(
     """Ask *probe* until it passed *successes* times in a row, for at most *deadline* seconds.
 
     One success is no health: an application that answers now and then passes a single try by luck. When time
-    runs out, the checks of the last attempt that did not pass are answered, because they are the reason.
+    runs out, the checks of the last attempt that did not pass are answered, because they are the reason
+    (the last whole attempt, where there is one).
 
     :param probe: called with the seconds left; returns a list of :func:`check_result`. One that does not
         return in that time is abandoned (its thread is a daemon) and counts as inconclusive.
@@ -126,15 +127,22 @@ def until(
     attempts = streak = 0
     last: dict[str, Any] = gate_result([])
     wrong: dict[str, Any] | None = None
+    quickest = 0.0
     while True:
-        left = deadline - (clock() - begun)
-        if left <= 0:
+        asked = clock()
+        left = deadline - (asked - begun)
+        if left <= 0 or left < quickest:
+            # Less than any attempt has taken: it would only fail for want of time.
             break
         attempts += 1
         last = gate_result(_bounded(probe, left))
+        over = clock() - begun > deadline
+        quickest = min(quickest or deadline, clock() - asked)
         if not last["passed"]:
-            streak, wrong = 0, last
-        elif clock() - begun <= deadline:
+            streak = 0
+            # What the deadline cut short says less than an attempt that was whole.
+            wrong = wrong if wrong is not None and over else last
+        elif not over:
             streak += 1
         if streak >= successes:
             break

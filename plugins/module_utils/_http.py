@@ -48,6 +48,7 @@ REDIRECT_LIMIT = 10
 SHOWN = 200
 # After the limit, before a check that cannot be interrupted is abandoned; below the grace of _gate.until.
 MARGIN = 0.25
+_MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _SENSITIVE = re.compile(r"auth|cookie|token|secret|passw|pwd|key|session|credential", re.IGNORECASE)
 
 
@@ -410,7 +411,11 @@ def described(reply: Reply, values: Values) -> str:
     """Return *reply* in one line: status, seconds, redirects, the first characters of the text; no secret."""
     answer = reply.answer
     # Hidden before it is cut: half a secret is one too.
-    text = " ".join(values.hide(answer.text).split())
+    text = values.hide(answer.text)
+    if text.lstrip().startswith("<"):
+        # What a person would read of a page; its head alone fills what is shown.
+        text = _MARKUP.sub(" ", text)
+    text = " ".join(text.split())
     parts = [f"status {answer.status} in {reply.seconds:.2f} s"]
     if reply.hops:
         parts.append(f"after {len(reply.hops)} redirects, the last one to {values.hide(reply.hops[-1])}")

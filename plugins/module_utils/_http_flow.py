@@ -289,9 +289,8 @@ def _step(
             if result["verdict"] != PASS or page is None:
                 return result, None
             form = choose_form(find_forms(page.answer.text), list(fields))
-        if form is None:
+        if form is None or page is None:
             return _no_form(step, page, fields, time.monotonic() - begun), None
-        assert page is not None
         url = urllib.parse.urljoin(page.route.url, form.action or page.route.url)
         method = form.method if form.method in ("GET", "POST") else "POST"
         encoded = urllib.parse.urlencode({**form.fields, **fields})

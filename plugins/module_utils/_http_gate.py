@@ -118,8 +118,7 @@ def sentence(gate: Mapping[str, Any], place: str) -> str:
     wrong = [
         check for check in gate["checks"] if check["verdict"] != PASS and check["name"] in gate["failing"]
     ] or [check for check in gate["checks"] if check["verdict"] != PASS]
-    if not wrong:
-        return f"The gate on {place} is {gate['verdict']}: {gate['reason']}"
+    begin = f"The gate on {place} did not pass ({gate['verdict']}). {gate['reason']}".strip()
     told = " ".join(check["message"] for check in wrong[:TOLD])
     others = ", ".join(repr(check["name"]) for check in wrong[TOLD:])
-    return f"The gate on {place}: {told}{f' Also not passed: {others}.' if others else ''} {gate['reason']}".strip()
+    return " ".join(filter(None, [begin, f"Others that did not pass: {others}." if others else "", told]))

@@ -70,7 +70,9 @@ class Target:
                 f"A gate asks either an address or a socket, found address {address!r} and socket {socket!r}."
             )
         self.socket = os.fspath(socket) if socket else None
-        self.base = parse_url(address if "://" in str(address) else f"http://{address}") if address else None
+        # Behind a socket there is no address; a request has to name a host all the same.
+        place = address or "localhost"
+        self.base = parse_url(place if "://" in place else f"http://{place}")
         self.host = host
         self.headers = {str(name): str(value) for name, value in (headers or {}).items()}
         self.verify = verify
@@ -87,8 +89,7 @@ class Target:
                 raise Problem(f"The url {url!r} must begin with / or with http:// or https://.")
             path = urllib.parse.quote(url.split("#")[0], safe=_KEPT)
             if self.socket is not None:
-                return Route("http", None, 0, self.socket, self.host or "localhost", path, True)
-            assert self.base is not None
+                return Route("http", None, 0, self.socket, self.host or self.base.netloc, path, True)
             return self._by_address(self.base, self.host or self.base.netloc, path, True)
         wanted = parse_url(url)
         path = urllib.parse.quote(wanted.path or "/", safe=_KEPT)
@@ -99,7 +100,6 @@ class Target:
             if self.host is None or named:
                 return Route("http", None, 0, self.socket, self.host or wanted.netloc, path, True)
             return self._by_address(wanted, wanted.netloc, path, False)
-        assert self.base is not None
         if named or _origin(wanted) == _origin(self.base):
             return self._by_address(self.base, self.host or self.base.netloc, path, True)
         # Another scheme or port of the same name is another server, and http:// that leads to https:// has to
@@ -225,8 +225,12 @@ class _Connection:
         self.connection.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return the one stream that ``http.client.HTTPResponse`` reads from (*mode* is always "rb")."""
-        assert mode == "rb"
+        """Return the one stream that ``http.client.HTTPResponse`` reads from.
+
+        :raises ValueError: for a *mode* that it does not ask for.
+        """
+        if mode != "rb":
+            raise ValueError(f"mode must be rb, found {mode!r}")
         return io.BufferedReader(_Limited(self.connection, self.limit))
 
     def close(self) -> None:

@@ -119,6 +119,34 @@ def test_successes_must_be_consecutive_and_in_time(pattern, successes, interval)
     assert found["attempts"] == len(asked)
 
 
+def test_an_attempt_cut_short_does_not_hide_the_reason():
+    clock = Clock()
+
+    def probe(left: float) -> list[dict]:
+        if clock.now < 1001:
+            clock.now += 0.5
+            return [check_result("a", "fail", message="it answered 500")]
+        clock.now += left + 0.1
+        return [check_result("a", "inconclusive", message="no time left")]
+
+    found = until(probe, interval=1, deadline=5, clock=clock, sleep=clock.sleep)
+    assert (found["verdict"], found["checks"][0]["message"]) == ("fail", "it answered 500")
+    assert found["attempts"] == 2
+
+
+def test_no_attempt_is_begun_that_cannot_end_in_time():
+    clock = Clock()
+    lefts: list[float] = []
+
+    def probe(left: float) -> list[dict]:
+        lefts.append(left)
+        clock.now += 2
+        return one("pass")
+
+    found = until(probe, successes=9, interval=0.5, deadline=6, clock=clock, sleep=clock.sleep)
+    assert (len(lefts), found["verdict"]) == (2, "inconclusive")
+
+
 def test_a_pass_after_the_deadline_does_not_count():
     clock = Clock()
 

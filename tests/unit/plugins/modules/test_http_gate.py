@@ -13,7 +13,7 @@ from ansible_collections.runbook.deploy.plugins.modules import http_gate
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.faulty_server import FaultyServer
 
 CONTRACT = {"passed", "verdict", "checks", "failing", "degraded", "not_asked", "attempts", "streak", "reason"}
-QUICK = {"interval": 0.02, "deadline": 1, "successes": 2}
+QUICK = {"interval": 0.02, "deadline": 0.6, "successes": 2}
 SECRETS = json.dumps({"password": "pa&ss <w>"})
 LOGIN = {
     "name": "log in",
