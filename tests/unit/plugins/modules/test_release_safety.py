@@ -50,6 +50,16 @@ def test_the_installers_last_lines_are_the_evidence_without_secrets(world: World
     assert "s3cr3t" not in json.dumps(answer)
 
 
+def test_what_an_installer_prints_of_its_environment_is_hidden(world: World) -> None:
+    talkative = world.base / "uv"
+    talkative.write_text("#!/bin/sh\nenv >&2\necho asked ada-t0ken >&2\nexit 1\n")
+    talkative.chmod(0o755)
+    world.build = {"INDEX": "https://ada:ada-t0ken@example.org/simple", "OTHER": "s3cr3t-value"}
+    answer = world.run(world.commit(APPLICATION), uv=str(talkative))
+    assert "OTHER=****" in answer["evidence"]
+    assert "s3cr3t-value" not in json.dumps(answer) and "ada-t0ken" not in json.dumps(answer)
+
+
 def start(world: World, arguments: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start the module as Ansible does, in a process of its own."""
     file = world.base / "arguments.json"
