@@ -51,7 +51,14 @@ class AdoptedMember(Member):
                 "The adopted installation is wanted, but app_adopt names no service: set app_adopt.service to the "
                 "unit that ran the application before."
             )
-        spec = {"name": ADOPTED, "kind": "web", "manager": "systemd", "bind": "none", "stop_timeout": 90}
+        spec = {
+            "name": ADOPTED,
+            "kind": "web",
+            "manager": "systemd",
+            "bind": "none",
+            "port": 0,
+            "stop_timeout": 90,
+        }
         super().__init__(settings, ADOPTED, spec, None, unit)
         self.address = settings.adopt.get("socket") or None
 
@@ -120,7 +127,7 @@ class Undo:
                 action()
             except Problem as problem:
                 failures.append(f"{what}: {problem.message}")
-            except OSError as error:
+            except Exception as error:  # whatever one step does, the others must be done
                 failures.append(f"{what}: {error}")
         return failures
 
@@ -157,6 +164,7 @@ def guess(
         "name": service,
         "kind": "web" if listening else "worker",
         "bind": "socket" if listening else "none",
+        "port": 0,
         "manager": manager,
         "stop_timeout": STOP_TIMEOUT,
     }

@@ -255,6 +255,12 @@ class Member:
             raise self.problem(f"does not answer at {place}: another process does, {shown}; stop it.")
         return ""
 
+    def place(self) -> str:
+        """Return where the service answers, in words."""
+        if self.socket is not None:
+            return str(self.socket)
+        return f"port {self.spec['port']}" if self.spec["bind"] == "port" else "it runs"
+
     def serves(self) -> bool:
         """Return whether the service runs and listens."""
         try:
@@ -289,7 +295,7 @@ class Member:
         listening = check_result(
             f"{self.service} listens",
             PASS,
-            observed=str(self.socket or f"port {self.spec['port']}") if self.kind == "web" else "runs",
+            observed=self.place(),
             expected="its own process at its address",
             seconds=time.monotonic() - begun,
         )

@@ -13,6 +13,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -132,6 +133,7 @@ class SystemdUnit:
     def __init__(self, unit: str, service: str) -> None:
         self.unit = unit if unit.endswith(".service") else f"{unit}.service"
         self.service = service
+        self._since: float | None = None
 
     @property
     def name(self) -> str:
@@ -168,6 +170,7 @@ class SystemdUnit:
             )
         # 5 failed starts in 10 s block a unit until this; a unit without failures is no error.
         systemctl("reset-failed", self.unit)
+        self._since = time.time()
         answer = systemctl("start", self.unit, timeout=START)
         if answer.rc != 0:
             raise Problem(
@@ -230,9 +233,11 @@ class SystemdUnit:
         systemctl("reset-failed", self.unit)
 
     def tail(self, lines: int = 20, secrets: tuple[str, ...] = ()) -> str:
-        """Return the last lines of the unit's journal."""
+        """Return the last lines of the unit's journal, of an earlier life of the unit only where it was not us who
+        started it."""
+        since = [] if self._since is None else [f"--since=@{self._since:.6f}"]
         answer = run(
-            ["journalctl", "--no-pager", "-u", self.unit, "-n", str(lines), "-o", "cat"], timeout=ASK
+            ["journalctl", "--no-pager", "-u", self.unit, "-n", str(lines), "-o", "cat", *since], timeout=ASK
         )
         return redact(answer.stdout.strip(), secrets) if answer.rc == 0 else ""
 

@@ -294,7 +294,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils._chosen import choose
-from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
+from ansible_collections.runbook.deploy.plugins.module_utils._command import identity, parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._fleet import (
     adopted_member,
     discover,
@@ -336,6 +336,8 @@ def bring_live(
         raise Problem(
             f"The directory {layout.run} does not exist on this host: run playbooks/setup.yml first."
         )
+    # Whether we may be that user is known before anything is written.
+    identity(settings.user)
     instance, fresh = choose(layout, options, environment)
     checks: list[Any] = []
     if instance is not None:
