@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -18,10 +17,10 @@ import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
+from xml.etree import ElementTree
 
 PROJECT = Path(__file__).resolve().parents[1]
 REPORTS = PROJECT / "build" / "reports"

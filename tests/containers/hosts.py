@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -281,7 +280,7 @@ def main() -> None:
     else:
         groups: dict[str, list[str]] = {}
         for word in arguments.hosts:
-            group, _, names = word.rpartition("=")
+            group, _equals, names = word.rpartition("=")
             groups.setdefault(group or arguments.group, []).extend(names.split(","))
         up(groups)
 
