@@ -87,7 +87,7 @@ class Access(NamedTuple):
                 "GIT_SSH_COMMAND": ssh_command(private, key, known_hosts),
             }
             for variable in PASSED_ON:
-                for spelling in {variable, variable.upper()}:
+                for spelling in (variable, variable.upper()):
                     if spelling in os.environ:
                         environment[spelling] = os.environ[spelling]
             yield Access(repository, address, environment, tuple(address_secrets(repository)))

@@ -142,7 +142,8 @@ def provide(
     if not archive_of(source) and FULL_COMMIT.match(commit) and has_commit(layout.mirror, commit):
         yield Resolved(layout.mirror, commit, version)
         return
-    with resolve(layout, source, commit, check_mode=check_mode, timeout=timeout) as found:
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(resolve(layout, source, commit, check_mode=check_mode, timeout=timeout))
         if found.commit != commit:
             raise Problem(
                 f"app_archive on this host is commit {found.commit}, but {commit} was resolved for this "

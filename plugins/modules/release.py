@@ -179,7 +179,7 @@ release:
       type: str
       returned: always
     directory:
-      description: Where the application is, inside O(release.path) of the answer.
+      description: Where the application is, inside RV(release.path).
       type: str
       returned: always
     environment:
