@@ -161,6 +161,28 @@ def read_records(layout: Layout, limit: int = NEWEST) -> list[dict[str, Any]]:
     return load_records(layout, limit)[0]
 
 
+def newest_id(layout: Layout) -> str | None:
+    """Return the newest deployment id that a file is named after, readable or not."""
+    try:
+        names = [path.stem for path in layout.deployments.iterdir() if path.suffix == ".json"]
+    except OSError:
+        return None
+    return max((name for name in names if DEPLOYMENT_ID.match(name)), default=None)
+
+
+def must_be_newest(layout: Layout, deployment: str) -> None:
+    """Fence off a run that was taken over: hosts without the lock know it by a later record.
+
+    :raises Problem: when a later deployment than *deployment* began on this host.
+    """
+    newest = newest_id(layout)
+    if newest and newest > deployment:
+        raise Problem(
+            f"The deployment {newest} began on this host after {deployment}, so {deployment} was taken over and "
+            "stops here: see playbooks/status.yml before anything else."
+        )
+
+
 def undone(records: Iterable[Mapping[str, Any]]) -> set[str]:
     """Return the ids of the deployments that were taken back, and are therefore never gone back to."""
     result = set()
@@ -310,9 +332,11 @@ class Journal:
     def _load(self) -> dict[str, Any]:
         """Return the record, made on the first phase of a host.
 
-        :raises Problem: when it is damaged, belongs to another run, or is finished on the primary.
+        :raises Problem: when it is damaged, belongs to another run, is finished on the primary, or a later
+            deployment began here.
         """
         path = self.layout.record(self.record["id"])
+        must_be_newest(self.layout, self.record["id"])
         try:
             found = read_json(path)
         except (ValueError, OSError) as error:

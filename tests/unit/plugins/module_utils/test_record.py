@@ -176,6 +176,16 @@ def test_another_host_can_be_taken_back_until_the_primary_is_finished(layout: La
         assert stored(layout)["verdict"] is None
 
 
+def test_a_run_that_was_taken_over_goes_on_nowhere(layout: Layout) -> None:
+    with records.open_journal(layout.root, option(), False) as journal:
+        with records.open_journal(layout.root, option(id=D2, token="b" * 32), False):
+            pass
+        assert stored(layout)["verdict"] == "stopped"
+        with pytest.raises(Problem, match=f"{D2} began on this host"), journal.phase("restart"):
+            pytest.fail("the phase began")
+    assert stored(layout)["phases"] == []
+
+
 def test_a_new_record_on_another_host_closes_what_died_there(layout: Layout) -> None:
     records.write_record(layout, {**entry(D0, R4, None), "phases": [{"phase": "restart"}]})
     with records.open_journal(layout.root, option(), False):

@@ -1,0 +1,258 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The first and the last step of a deployment on a host: lock and record, then proof, verdict, retention, unlock.
+
+Both take the options of the module ``deployment_record`` and return its answer.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _installed,
+    _lock,
+    _record,
+    _retention,
+    _state,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
+    ADOPTED,
+    Layout,
+    read_json,
+    remove_tree,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._processes import application_processes
+
+NOTHING_REMOVED: dict[str, list[str]] = {
+    "releases": [],
+    "environments": [],
+    "instances": [],
+    "backups": [],
+    "errors": [],
+}
+
+
+def begin(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Take the lock and write the record; return the module's answer.
+
+    :raises Problem: when another run holds the lock, or one was interrupted and is not taken over.
+    """
+    about = {key: value for key, value in params["about"].items() if key in _record.ABOUT}
+    unknown = sorted(set(params["about"]) - set(_record.ABOUT))
+    if unknown:
+        raise Problem(
+            f"The option about has {', '.join(unknown)}, expected only {', '.join(_record.ABOUT)}: remove the rest."
+        )
+    if about.setdefault("kind", "deployment") not in _record.KINDS:
+        raise Problem(
+            f"The option about.kind is {about['kind']!r}, expected one of {', '.join(_record.KINDS)}: correct it."
+        )
+    records = _record.read_records(layout)
+    lock = _lock.read_lock(layout)
+    finished = {record["id"] for record in records if record["verdict"] is not None}
+    stopped = _record.interrupted(records, lock)
+    if lock and not _lock.may_take(lock, force=params["take_over"], finished=finished):
+        raise Problem(_lock.held_message(layout, lock), lock=_lock.public(lock), interrupted=stopped)
+    if stopped and not params["take_over"]:
+        raise Problem(
+            f"The {stopped['kind']} {stopped['id']} began at {stopped['begun']} and ended in phase {stopped['phase']} "
+            f"without a verdict: take it back with playbooks/rollback.yml {_lock.TAKE_OVER}, or deploy over it with "
+            f"playbooks/deploy.yml {_lock.TAKE_OVER}.",
+            interrupted=stopped,
+        )
+    previous = _installed.measure_current(layout)
+    if previous is None and params["adopt"].get("service"):
+        previous = {"release": None, "deployment": ADOPTED, "commit": None, "version": None}
+    if check_mode:
+        return {"record": None, "previous": previous, "interrupted": stopped, "lock": None}
+    deployment = _record.make_id(_record.newest_id(layout))
+    token = secrets.token_hex(16)
+    taken, _before = _lock.acquire(
+        layout,
+        deployment=deployment,
+        token=token,
+        owner=str(about.get("operator") or ""),
+        host=str(about.get("controller") or ""),
+        kind=about["kind"],
+        lease=params["lease"],
+        force=params["take_over"],
+        finished=finished,
+    )
+    try:
+        # Measured again: between the first look and the lock another run may have come and gone.
+        records = _record.read_records(layout)
+        stopped = _record.interrupted(records, None)
+        if stopped and not params["take_over"]:
+            raise Problem(f"The deployment {stopped['id']} was interrupted just now: try again.")
+        previous = _installed.measure_current(layout) or previous
+        _record.write_record(
+            layout,
+            _record.new_record(
+                deployment=deployment,
+                token=token,
+                host=params["host"],
+                primary=True,
+                about=about,
+                previous=previous,
+                begun=taken["since"],
+            ),
+        )
+        _record.close_unfinished(layout, deployment)
+    except BaseException:
+        # Nothing has begun: the lock of a record that does not exist would only be in the way.
+        _lock.release(layout, token)
+        raise
+    return {
+        "record": {
+            "id": deployment,
+            "token": token,
+            "host": params["host"],
+            "primary": True,
+            "about": about,
+        },
+        "previous": previous,
+        "interrupted": stopped,
+        "lock": _lock.public(taken),
+    }
+
+
+def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Measure, write the verdict, remove what is surplus, release the lock; return the module's answer.
+
+    :raises Problem: when what is measured is not what the verdict says, or the record is another run's.
+    """
+    given = params["record"]
+    deployment = given["id"]
+    _record.must_be_newest(layout, deployment)
+    record = load(layout, given, params["verdict"])
+    lock = _lock.read_lock(layout)
+    if given["primary"] and record["verdict"] and (lock is None or lock["token"] != given["token"]):
+        # Finished and unlocked before; what may be removed is now the business of later deployments.
+        return {"record": _record.public(record), "state": None, "removed": NOTHING_REMOVED}
+    if given["primary"] and not check_mode:
+        _lock.renew(layout, given["token"], "finish")
+    state = _state.measure(
+        layout,
+        services=params["services"],
+        user=params["user"],
+        database=params["database"] or None,
+        framework=params["framework"],
+        adopt=params["adopt"] or None,
+        own=deployment,
+    )
+    if params["expect"] and params["verdict"] in ("success", "rolled_back"):
+        wrong = _state.mismatches(state, params["expect"])
+        if wrong:
+            raise Problem(
+                f"The verdict {params['verdict']} of {deployment} on {given['host'] or 'this host'} is not what is "
+                f"measured: expected release {params['expect'].get('release')} of deployment "
+                f"{params['expect'].get('deployment')}, found that {'; '.join(wrong)}: nothing was finished and the "
+                "lock is kept; see playbooks/status.yml, then roll back or deploy again.",
+                state=state,
+            )
+    record.update(
+        verdict=params["verdict"],
+        finished=_lock.timestamp(),
+        failures=params["failures"],
+        decision=params["decision"],
+        measured={
+            "current": state["current"],
+            "services": state["services"],
+            "heads": state["heads"] if params["database"] else None,
+            "health": params["health"],
+            "at": _lock.timestamp(),
+        },
+    )
+    result: dict[str, Any] = {"record": _record.public(_record.plain(record)), "state": state}
+    if not check_mode:
+        _record.write_record(layout, record)
+        mark_undone(layout, params["undone"], deployment)
+    records = _record.read_records(layout)
+    runs = [(entry.deployment, entry.release) for entry in application_processes(layout.root)]
+    live = (state["current"] or {}).get("release")
+    if params["remove_release"]:
+        result["failed_release"] = _retention.discard_release(
+            layout,
+            params["remove_release"],
+            live=live,
+            records=records,
+            running=[release for _id, release in runs],
+            check_mode=check_mode,
+        )
+    # The target and the releases are others now that the verdict is written.
+    after = {**state, **targets(layout, records, live, state["adopted"] is not None)}
+    result["removed"] = _retention.apply(
+        layout,
+        after,
+        records,
+        running=runs,
+        keep=params["keep"],
+        keep_backups=params["keep_backups"],
+        check_mode=check_mode,
+    )
+    result["state"] = {**state, **targets(layout, records, live, state["adopted"] is not None)}
+    if not check_mode:
+        try:
+            remove_tree(layout.scratch / deployment)
+        except OSError as error:
+            result["removed"]["errors"].append(
+                f"{layout.scratch / deployment} could not be removed ({error.strerror}): remove it by hand."
+            )
+        if given["primary"]:
+            _lock.release(layout, given["token"])
+            result["state"]["lock"] = None
+    return result
+
+
+def targets(layout: Layout, records: list[dict[str, Any]], live: str | None, adopted: bool) -> dict[str, Any]:
+    """Return the members ``releases`` and ``target`` of the state, from the disk as it is now."""
+    releases = _installed.list_releases(layout, [record.get("release") or "" for record in records])
+    complete = {entry["name"] for entry in releases if entry["complete"]}
+    return {"releases": releases, "target": _record.rollback_target(records, live, complete, adopted)}
+
+
+def load(layout: Layout, given: dict[str, Any], verdict: str) -> dict[str, Any]:
+    """Return the record of *given*, made now on a host where no phase began.
+
+    :raises Problem: when it is damaged, another run's, or on the primary finished with another verdict.
+    """
+    path = layout.record(given["id"])
+    try:
+        found = read_json(path)
+    except (ValueError, OSError) as error:
+        raise Problem(
+            f"The record {str(path)!r} cannot be read ({error}): move it away and finish again."
+        ) from error
+    if found is None:
+        found = _record.new_record(
+            deployment=given["id"],
+            token=given["token"],
+            host=given["host"],
+            primary=bool(given["primary"]),
+            about=given.get("about") or {},
+            previous=_installed.measure_current(layout),
+        )
+    if found.get("token") != given["token"]:
+        raise Problem(f"The record {str(path)!r} belongs to another run: it is left as it is.")
+    if found["verdict"] not in (None, verdict) and found["primary"]:
+        # Other hosts follow the primary, which finishes last: their success ends when it takes the fleet back.
+        raise Problem(
+            f"The deployment {given['id']} is finished already with the verdict {found['verdict']}, not {verdict}: "
+            "a verdict of the primary is never changed."
+        )
+    return found
+
+
+def mark_undone(layout: Layout, undone: str | None, by: str) -> None:
+    """Write into the record of the deployment *undone*, where there is one, that *by* took it back."""
+    if not undone:
+        return
+    for record in _record.read_records(layout):
+        if record["id"] == undone and undone != by:
+            _record.write_record(layout, {**record, "undone_by": by})
