@@ -175,7 +175,10 @@ def settings_facts(context: Any) -> dict[str, Any]:
         "manifest": "",
         "databases": {alias: _described(entry) for alias, entry in settings.DATABASES.items()},
     }
-    if answer["staticfiles"]:
+    if answer["staticfiles"] and not answer["static_root"] and _collects_into_directory(settings):
+        # The storage itself would refuse to exist without a STATIC_ROOT.
+        answer["local"] = True
+    elif answer["staticfiles"]:
         from django.contrib.staticfiles.storage import staticfiles_storage
         from django.core.files.storage import FileSystemStorage
 
@@ -183,10 +186,20 @@ def settings_facts(context: Any) -> dict[str, Any]:
         kind = staticfiles_storage.__class__
         answer["storage"] = f"{kind.__module__}.{kind.__name__}"
         answer["local"] = isinstance(staticfiles_storage, FileSystemStorage)
-        if answer["local"] and answer["static_root"]:
-            answer["location"] = str(staticfiles_storage.location)
+        if answer["local"]:
+            answer["location"] = str(staticfiles_storage.location or "")
         answer["manifest"] = str(getattr(staticfiles_storage, "manifest_name", "") or "")
     return answer
+
+
+def _collects_into_directory(settings: Any) -> bool:
+    """Return whether the storage of static files is one of Django's, or derived from it."""
+    from django.contrib.staticfiles.storage import StaticFilesStorage
+    from django.utils.module_loading import import_string
+
+    storages = getattr(settings, "STORAGES", None) or {}
+    path = (storages.get("staticfiles") or {}).get("BACKEND") or getattr(settings, "STATICFILES_STORAGE", "")
+    return bool(path) and issubclass(import_string(path), StaticFilesStorage)
 
 
 # --- verify ---

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import sys
@@ -163,3 +164,5 @@ def main(requests: int, answers: int, sources: dict[str, str]) -> None:
     # As "python manage.py" does it, but by its whole name: the application may change its directory.
     sys.path[0] = os.getcwd()
     Context(channel, operations).serve()
+    # What is left is the end of the process: without this, the interpreter first looks for garbage among all objects.
+    gc.freeze()

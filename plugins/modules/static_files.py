@@ -210,7 +210,10 @@ class Work:
                     save_manifest(target.path, place, settings["manifest"])
                 else:
                     prepare(place)
-                    if not lent_already:
+                    if lent_already:
+                        # Taken back together with the release, after the commands that follow.
+                        Borrower(target.user).give(place)
+                    else:
                         loans.enter_context(lent(place, target.user))
             answer.update(agent.call("collectstatic"))
 
