@@ -113,6 +113,11 @@ def test_the_live_database_is_never_a_scratch(tmp_path):
     os.link(path, tmp_path / "second")
     assert engine.is_live(tmp_path / "second")
     assert not engine.is_live(tmp_path / "other")
+    # Neither before there is one.
+    missing = engine_of({"engine": "sqlite", "path": str(layout.scratch / "first" / "db.sqlite3")})
+    assert missing.is_live(layout.scratch / "first" / "db.sqlite3")
+    with pytest.raises(Problem, match="holds the live database"):
+        _backup.make_scratch(layout, missing, None, "first", None)
 
 
 def test_a_backup_is_never_overwritten(place):
