@@ -212,13 +212,19 @@ def test_an_editable_requirement_belongs_to_one_release(world: World) -> None:
 MAKE = """
 import os, zipfile
 
+INFO = {
+    "libx.pth": os.getcwd() + "\\n",
+    "libx-1.0.dist-info/METADATA": "Metadata-Version: 2.1\\nName: libx\\nVersion: 1.0\\n",
+    "libx-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+}
+
 def build_editable(directory, config_settings=None, metadata_directory=None):
     name = "libx-1.0-py3-none-any.whl"
+    record = "libx-1.0.dist-info/RECORD"
     with zipfile.ZipFile(os.path.join(directory, name), "w") as archive:
-        archive.writestr("libx.pth", os.getcwd() + "\\n")
-        archive.writestr("libx-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: libx\\nVersion: 1.0\\n")
-        archive.writestr("libx-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
-        archive.writestr("libx-1.0.dist-info/RECORD", "libx.pth,,\\nlibx-1.0.dist-info/METADATA,,\\nlibx-1.0.dist-info/WHEEL,,\\nlibx-1.0.dist-info/RECORD,,\\n")
+        for file, text in INFO.items():
+            archive.writestr(file, text)
+        archive.writestr(record, "".join(file + ",,\\n" for file in [*INFO, record]))
     return name
 """
 
@@ -265,3 +271,17 @@ def test_names_of_pip_work_for_uv(world: World) -> None:
         == "u"
     )
     assert "UV_INDEX_URL" not in _environment.installer_variables(world.layout, build, False)
+
+
+def test_the_record_tells_how_it_went(world: World) -> None:
+    record = {"id": "20261121T013700-ab12", "token": "0f", "host": "web2", "primary": False, "about": {}}
+    commit = world.commit({**APPLICATION, "requirements.txt": "gamma\n"})
+    assert world.run(commit, record=record)["failed"]
+    world.built(world.commit(APPLICATION), record=record)
+    phases = json.loads(world.layout.record(record["id"]).read_text())["phases"]
+    assert [(phase["phase"], phase["state"]) for phase in phases] == [
+        ("release", "failed"),
+        ("release", "done"),
+    ]
+    assert "app_requirements" in phases[0]["message"]
+    assert phases[1]["result"]["release"]["built"] is True
