@@ -5,8 +5,8 @@
 
 It is copied into each test's release; the file ``fault`` beside it says what is wrong with that release:
 ``boot`` (ends at once), ``health`` (500), ``deaf`` (never listens), ``later`` (the master ends after a moment),
-``respawn`` (its worker dies again and again), ``stubborn`` (ignores TERM), ``closed`` (socket of mode 0600).
-On TERM it takes no more connections, answers what it has, and ends.
+``respawn`` (its worker dies again and again), ``stubborn`` (ignores TERM), ``abrupt`` (drops what it has on TERM).
+Its socket is nobody else's to connect to, as a strict umask makes it. On TERM it takes no more connections, answers what it has, and ends.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def main() -> None:
 
     def end(*_args: object) -> None:
         ending.append(True)
-        os.kill(children[0], signal.SIGTERM)
+        os.kill(children[0], signal.SIGKILL if fault == "abrupt" else signal.SIGTERM)
 
     spawn()
     signal.signal(signal.SIGTERM, signal.SIG_IGN if fault == "stubborn" else end)

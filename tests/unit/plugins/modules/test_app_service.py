@@ -208,6 +208,31 @@ def test_blue_green_loses_no_request(host: Host) -> None:
     assert not host.layout.socket("web", ONE).exists()
 
 
+def test_the_old_one_is_drained_before_it_is_stopped(host: Host) -> None:
+    """Requests that it has taken are answered, even where TERM drops them."""
+    host.deploy(ONE, host.release("one", "abrupt"), stay_up=0)
+    with Client(host, "/slow") as client, Client(host, "/slow") as other:
+        time.sleep(0.2)
+        host.deploy(TWO, host.release("two"), stay_up=0.1)
+    for answers in (client, other):
+        assert answers.lost == [] and {ONE, TWO} == set(answers.answers)
+
+
+def test_a_stranger_at_the_new_address(host: Host) -> None:
+    """What answers there must be the new instance's own process, whatever it answers."""
+    host.deploy(ONE, host.release("one"), stay_up=0)
+    with socket.socket(socket.AF_UNIX) as stranger:
+
+        def listen() -> None:
+            stranger.bind(str(host.layout.socket("web", TWO)))
+            stranger.listen()
+
+        threading.Timer(0.4, listen).start()
+        answer = host.deploy(TWO, host.release("two", "deaf"), health_checks=[], stay_up=0)
+    assert answer["failed"] and f"another process does, {os.getpid()}" in answer["msg"]
+    assert host.ask().startswith(ONE)
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
