@@ -6,6 +6,11 @@
 set -eu -o pipefail
 python=$1 directory=$2 requirements=$3
 
+# The Makefile puts the environment first on the path; it cannot be made from the one that is about to be replaced.
+PATH=:$PATH:
+PATH=${PATH//:$PWD\/$directory\/bin:/:}
+PATH=${PATH#:} PATH=${PATH%:}
+
 if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
     echo "venv: $python is $("$python" --version 2>&1 || true); ansible-core 2.19 needs Python 3.11, 3.12 or 3.13: install one (apt-get install python3) or name it (make PYTHON=python3.11)." >&2
     exit 1

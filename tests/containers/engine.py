@@ -12,6 +12,7 @@ Everybody else is told what to install. RUNBOOK_DOCKERD_OPTIONS adds options to 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -38,6 +39,7 @@ NEEDS = {
 }
 START_SECONDS = 60
 STOP_SECONDS = 60
+CHILD_SECONDS = 20
 # Machines without packet filtering in their kernel: the hosts are reached through the bridge all the same.
 VARIANTS: tuple[tuple[str, ...], ...] = ((), ("--iptables=false", "--ip6tables=false"))
 
@@ -232,17 +234,19 @@ def main() -> int:
     server, before = (None, None) if answers() else serve()
     child = None
     try:
-        child = subprocess.Popen(sys.argv[1:])
+        # A group of its own, so that all of it can be ended: nothing may make hosts after they were removed.
+        child = subprocess.Popen(sys.argv[1:], start_new_session=True)
         return child.wait()
     finally:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         if child is not None and child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(30)
-            except subprocess.TimeoutExpired:
-                child.kill()
+            os.killpg(child.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(CHILD_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
         subprocess.run([sys.executable, str(HOSTS), "down"], stdout=subprocess.DEVNULL, check=False)
         if server is not None and before is not None:
             others = used_by_others()

@@ -14,7 +14,6 @@ so that they outlive a reboot; host keys are read from the containers directly a
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shlex
 import shutil
@@ -28,12 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import image
 import supplies
-from image import docker
+from image import LABEL, MARK, PROJECT, docker
 
-PROJECT = Path(__file__).resolve().parents[2]
 BUILD = PROJECT / "build" / "containers"
-LABEL = "runbook.deploy.checkout"
-MARK = hashlib.sha256(str(PROJECT).encode()).hexdigest()[:8]
 NETWORK = f"runbook-{MARK}"
 KEY = BUILD / "id_ed25519"
 KNOWN_HOSTS = BUILD / "known_hosts"

@@ -19,6 +19,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+# Marks what belongs to this checkout, so that two of them do not meet and each can clean up after itself.
+PROJECT = Path(__file__).resolve().parents[2]
+LABEL = "runbook.deploy.checkout"
+MARK = hashlib.sha256(str(PROJECT).encode()).hexdigest()[:8]
 DEFAULT_BASE = "debian:12"
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
@@ -164,7 +168,14 @@ def build(base: str, image: str) -> None:
         try:
             # The build uses the machine's own network: engines without packet filtering have no other way out.
             made = docker(
-                *("run", "--name", worker, "--network=host", f"--volume={scratch}:/machine:ro"),
+                *(
+                    "run",
+                    "--name",
+                    worker,
+                    f"--label={LABEL}={MARK}",
+                    "--network=host",
+                    f"--volume={scratch}:/machine:ro",
+                ),
                 *(base, "sh", "/machine/install.sh"),
                 seconds=BUILD_SECONDS,
             )
