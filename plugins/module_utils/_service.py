@@ -324,19 +324,15 @@ class Member:
         # Only here: hosts without web services do not pay for the import.
         from ansible_collections.runbook.deploy.plugins.module_utils._http import Target, run_checks
 
-        assert self.instance is not None
         headers = self.settings.headers
         if self.socket is not None:
             target = Target(socket=str(self.socket), host=self.settings.host, headers=headers)
         else:
             place = f"http://{listening_host(int(self.spec['port']))}:{self.spec['port']}"
             target = Target(address=place, host=self.settings.host, headers=headers)
-        known = {
-            "release": self.instance.release,
-            "deployment": self.deployment,
-            "commit": self.instance.document.get("commit") or "",
-            "version": self.instance.document.get("version") or "",
-        }
+        document = self.instance.document if self.instance else {}
+        known = {name: document.get(name) or "" for name in ("release", "commit", "version")}
+        known["deployment"] = self.deployment
         answered: list[float] = []
 
         def probe(left: float) -> list[dict[str, Any]]:
