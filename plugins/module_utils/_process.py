@@ -212,7 +212,7 @@ class ProcessUnit:
         code = self._child.returncode if self._child else None
         if code is None:
             return Status(False, None, None, 0, False, "not running")
-        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = f"killed by signal {abs(code)}" if code < 0 else f"ended with exit code {code}"
         return Status(False, None, None, 0, True, how)
 
     def owns(self, pid: int) -> bool:
