@@ -10,7 +10,8 @@ import os
 import pwd
 import stat
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,27 @@ OTHER_USER = "nobody"
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> DjangoProject:
-    return DjangoProject(tmp_path / "srv")
+def project(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DjangoProject]:
+    """A project; for tests of another user in a directory of its own, as pytest keeps its own closed to others."""
+    if getattr(request, "param", "") != OTHER_USER:
+        yield DjangoProject(tmp_path / "srv")
+        return
+    if os.geteuid() != 0:
+        pytest.skip("only root can run the application as another user")
+    argv = [django_python(), "-c", "import django"]
+    try:
+        able = (
+            subprocess.run(argv, user=OTHER_USER, cwd="/", capture_output=True, check=False).returncode == 0
+        )
+    except PermissionError:
+        able = False
+    if not able:
+        pytest.skip(f"the user {OTHER_USER} may not run the interpreter of the tests")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o711)
+        made = DjangoProject(Path(directory, "srv"))
+        made.database.parent.chmod(0o777)
+        yield made
 
 
 @pytest.fixture
@@ -244,24 +264,8 @@ def test_a_link_to_a_secret_is_not_published(project: DjangoProject, run: Run) -
 # --- another user ---
 
 
-def other_user_or_skip(project: DjangoProject) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can run the application as another user")
-    for path in (project.root, *project.root.parents):
-        if path != Path(path.anchor):
-            path.chmod(path.stat().st_mode | 0o011)
-    project.database.parent.chmod(0o777)
-    argv = [django_python(), "-c", "import django"]
-    try:
-        done = subprocess.run(argv, user=OTHER_USER, cwd="/", capture_output=True, check=False)
-    except PermissionError:
-        done = None
-    if done is None or done.returncode != 0:
-        pytest.skip(f"the user {OTHER_USER} may not run the interpreter of the tests")
-
-
+@pytest.mark.parametrize("project", [OTHER_USER], indirect=True)
 def test_what_was_lent_to_another_user_is_taken_back(project: DjangoProject, run: Run) -> None:
-    other_user_or_skip(project)
     (project.release / ".release.json").write_text("{}")
     code = (
         "import os\nopen('made', 'w').close()\nopen('orders/made', 'w').close()\n"
@@ -282,8 +286,8 @@ def test_what_was_lent_to_another_user_is_taken_back(project: DjangoProject, run
         assert (project.release / name).exists(), name
 
 
+@pytest.mark.parametrize("project", [OTHER_USER], indirect=True)
 def test_a_failing_collect_as_another_user_takes_everything_back(project: DjangoProject, run: Run) -> None:
-    other_user_or_skip(project)
     project.write("orders/static/orders/site.css", "body { background: url(missing.svg) }\n")
     found = run(user=OTHER_USER)
     assert found["failed"]
