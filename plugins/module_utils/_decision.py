@@ -121,9 +121,7 @@ def decide(
             f"Nothing served before and nothing serves now; the database keeps {_names(reverse)} for the next attempt.",
         )
     if target is None:
-        return result(
-            "stop", "This is the first deployment, so there is nothing to go back to: the new release is stopped."
-        )
+        return result("stop", "There is no release before this one that could be gone back to.")
     if not reverse:
         return result("code", f"No migration was applied: {_place(revert)} the release before.")
     return _with_migrations(result, record, reverse, plan, revert, consent)

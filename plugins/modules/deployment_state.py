@@ -117,7 +117,7 @@ EXAMPLES = r"""
     root: /srv/shop
     source: {repository: https://git.example.org/shop.git}
     version: v2.7
-    inputs8: 01234567
+    inputs8: "01234567"
     resolve: true
   check_mode: true
   diff: true
