@@ -56,7 +56,6 @@ PIP_TO_UV = {
     "PIP_INDEX_URL": ("UV_INDEX_URL", " "),
     "PIP_EXTRA_INDEX_URL": ("UV_EXTRA_INDEX_URL", " "),
     "PIP_FIND_LINKS": ("UV_FIND_LINKS", ","),
-    "PIP_NO_INDEX": ("UV_NO_INDEX", " "),
     "PIP_CERT": ("SSL_CERT_FILE", " "),
     "PIP_TRUSTED_HOST": ("UV_INSECURE_HOST", " "),
     "PIP_DEFAULT_TIMEOUT": ("UV_HTTP_TIMEOUT", " "),
@@ -360,6 +359,9 @@ class Installer:
                 continue
             if self.uv:
                 argv = [self.uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", self.python]
+                # The one thing for which uv reads no variable.
+                if self.variables.get("PIP_NO_INDEX", "").lower() in ("1", "true", "yes", "on", "t", "y"):
+                    argv.append("--no-index")
             else:
                 argv = [self.python, "-m", "pip", "install", "--quiet", "--no-warn-script-location"]
             done = self.run([*argv, *options, *step])

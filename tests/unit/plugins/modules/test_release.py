@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _environment, _release
@@ -276,7 +278,8 @@ def test_names_of_pip_work_for_uv(world: World) -> None:
 def test_the_record_tells_how_it_went(world: World) -> None:
     record = {"id": "20261121T013700-ab12", "token": "0f", "host": "web2", "primary": False, "about": {}}
     commit = world.commit({**APPLICATION, "requirements.txt": "gamma\n"})
-    assert world.run(commit, record=record)["failed"]
+    failed = world.run(commit, record=record)
+    assert failed.get("failed"), failed
     world.built(world.commit(APPLICATION), record=record)
     phases = json.loads(world.layout.record(record["id"]).read_text())["phases"]
     assert [(phase["phase"], phase["state"]) for phase in phases] == [
@@ -285,3 +288,31 @@ def test_the_record_tells_how_it_went(world: World) -> None:
     ]
     assert "app_requirements" in phases[0]["message"]
     assert phases[1]["result"]["release"]["built"] is True
+
+
+class Index(http.server.BaseHTTPRequestHandler):
+    """A package index that has nothing and remembers what it was asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_error(404)
+
+    def log_message(self, *arguments: object) -> None:
+        return None
+
+
+def test_the_index_is_the_one_given_or_none(world: World) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        world.build["PIP_INDEX_URL"] = f"http://127.0.0.1:{server.server_port}/simple"
+        world.built(world.commit(APPLICATION))
+        assert not Index.asked
+        world.build["PIP_NO_INDEX"] = "0"
+        assert world.run(world.commit({"requirements.txt": "gamma\n"})).get("failed")
+        assert Index.asked and set(Index.asked) == {"/simple/gamma/"}
+    finally:
+        server.shutdown()
+        server.server_close()
