@@ -370,10 +370,11 @@ def reverse(context: Any, target: list[list[str]]) -> dict[str, Any]:
     progress = _Progress(context)
     executor = _executor(connection, lambda action, migration=None, fake=False: progress(action, migration))
     before = _applied_rows(connection)
-    wanted = {(app, name) for app, name in target}
-    remove = {(app, name) for app, name in before} - wanted
+    wanted = {tuple(row) for row in target}
+    present = {tuple(row) for row in before}
+    remove = present - wanted
     unrecord, unapply = _split_squashed(executor.loader, remove, wanted)
-    _refuse_impossible(executor.loader, unapply, {(app, name) for app, name in before} - remove)
+    _refuse_impossible(executor.loader, unapply, present - remove)
     graph = executor.loader.graph
     order = executor.migration_plan(graph.leaf_nodes(), clean_start=True)
     plan = [(migration, True) for migration, _backwards in reversed(order) if _key(migration) in unapply]
@@ -406,7 +407,7 @@ def _split_squashed(
     unrecord: set[tuple[str, str]] = set()
     unapply = set(remove)
     for key, migration in loader.replacements.items():
-        replaced = {(app, name) for app, name in migration.replaces}
+        replaced = {tuple(old) for old in migration.replaces}
         if key in remove and replaced and replaced <= wanted:
             unrecord.add(key)
             unapply.discard(key)

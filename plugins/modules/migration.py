@@ -23,8 +23,9 @@ author:
 attributes:
   check_mode:
     support: partial
-    description: The code of a release runs in check mode only on a scratch database. Otherwise it is reported that
-      migrations would be applied or reversed, without asking the new code which.
+    description: The code of a release runs in check mode only on a scratch database.
+    details:
+      - Otherwise it is reported that migrations would be applied or reversed, without asking the new code which.
   diff_mode:
     support: none
     description: The plan is returned as V(plan).
