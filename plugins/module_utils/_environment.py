@@ -434,7 +434,11 @@ def end_installers(path: Path) -> list[int]:
                 os.fsencode(f"{path}/bin/python") == word or os.fsencode(path) == word for word in words
             )
             if ours and any(word in (b"install", b"venv", b"ensurepip") for word in words):
-                os.kill(int(entry), signal.SIGKILL)
+                # It leads a session (see _command.run), in which its compilers are too.
+                if os.getpgid(int(entry)) == int(entry):
+                    os.killpg(int(entry), signal.SIGKILL)
+                else:
+                    os.kill(int(entry), signal.SIGKILL)
                 ended.append(int(entry))
     return ended
 
