@@ -76,7 +76,13 @@ def instance_variables(
             f"app_environment.DJANGO_SETTINGS_MODULE is {found!r}, but app_settings_module is "
             f"{settings_module!r}: set only one of them."
         )
-    variables = {"PATH": DEFAULT_PATH, "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    variables = {
+        "PATH": DEFAULT_PATH,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # setproctitle would overwrite /proc/<pid>/environ, by which a process is recognised as ours.
+        "SPT_NOENV": "1",
+        **environment,
+    }
     if environment_path:
         variables["PATH"] = f"{os.fspath(environment_path)}/bin:{variables['PATH']}"
         variables["VIRTUAL_ENV"] = os.fspath(environment_path)

@@ -125,7 +125,8 @@ def wanted_directories(layout: Layout, user: str | None, data: list[str]) -> lis
         Wanted(layout.static, 0o755, me, my_group),
         Wanted(layout.instances, 0o750, me, group),
         Wanted(layout.logs, 0o750, app, group),
-        Wanted(layout.run, 0o755, app, group),
+        # The application makes its sockets here; sticky, so that it cannot replace a link or a PID file of ours.
+        Wanted(layout.run, 0o1775, me, group),
         Wanted(layout.backups, 0o700, me, my_group),
         Wanted(layout.deployments, 0o750, me, my_group),
         # The application's user must reach its own scratch directory, and list no other.
