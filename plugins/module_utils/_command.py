@@ -84,7 +84,9 @@ def identity(user: str | None) -> dict[str, Any]:
     try:
         entry = pwd.getpwnam(user)
     except KeyError as error:
-        raise Problem(f"The user {user!r} does not exist on this host: run playbooks/setup.yml first.") from error
+        raise Problem(
+            f"The user {user!r} does not exist on this host: run playbooks/setup.yml first."
+        ) from error
     if entry.pw_uid == os.geteuid():
         return {}
     if os.geteuid() != 0:
