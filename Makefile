@@ -62,6 +62,7 @@ image: $(READY) ## the image of the test hosts
 .PHONY: molecule
 molecule: $(READY) ## scenarios on real hosts in containers; SCENARIO=name for one
 	@mkdir -p build/reports
+	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
 	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
 
 .PHONY: test
