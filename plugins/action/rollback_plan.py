@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.runbook.deploy.plugins.module_utils._decision import decide, forecast
+from ansible_collections.runbook.deploy.plugins.module_utils._decision import decide, forecast, towards
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 
 class ActionModule(ActionBase):
@@ -31,6 +32,8 @@ class ActionModule(ActionBase):
                     "choices": ["", "abandon", "code", "migrations", "restore", "stop"],
                 },
                 "consent": {"type": "bool", "default": False},
+                "to": {"type": "str", "default": ""},
+                "records": {"type": "list", "elements": "dict", "default": []},
                 "forecast": {"type": "bool", "default": False},
                 "plan": {"type": "dict", "default": {}},
                 "target": {"type": "dict", "default": {}},
@@ -41,8 +44,18 @@ class ActionModule(ActionBase):
         if args["forecast"]:
             result["forecast"] = forecast(args["plan"], args["target"] or None, args["backup"])
             return result
+        undone = args["record"]
+        if args["to"]:
+            state = args["states"].get(args["primary"]) or {}
+            complete = [release["name"] for release in state.get("releases", []) if release["complete"]]
+            try:
+                undone = towards(args["records"], args["to"], complete)
+            except Problem as problem:
+                result.update(failed=True, msg=problem.message)
+                return result
+        result["undone"] = undone
         result["plan"] = decide(
-            record=args["record"],
+            record=undone,
             states=args["states"],
             primary=args["primary"],
             failures=args["failures"],

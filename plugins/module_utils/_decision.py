@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
 # From the least to the most; `flags` comes with feature flags, `none` is for failures that need nothing undone.
 LEVELS = ("none", "abandon", "code", "migrations", "restore", "stop")
 WORST = {"yes": 0, "unknown": 1, "no": 2}
@@ -226,6 +228,66 @@ def commands(level: str, record: Mapping[str, Any], target: Mapping[str, Any] | 
             "ansible-playbook playbooks/rollback.yml -i <inventory> -e rollback_level=restore -e rollback_consent=true"
         )
     return found
+
+
+def towards(records: Sequence[Mapping[str, Any]], to: str, complete: Iterable[str]) -> dict[str, Any]:
+    """Return the record of everything that was done since the release *to* was live, to be undone as one.
+
+    :param records: the primary's records, newest first.
+    :param to: a deployment id, a release, a version, or at least seven digits of a commit.
+    :param complete: the releases that are complete on the primary.
+    :raises Problem: when no such deployment succeeded, when it is live already, or when its release is gone.
+    """
+    listed = list(records)
+    position = next((i for i, record in enumerate(listed) if _named(record, to)), None)
+    if position is None:
+        known = ", ".join(
+            dict.fromkeys(str(r.get("version") or r["id"]) for r in listed if r.get("verdict") == "success")
+        )
+        raise Problem(
+            f"rollback_to is {to!r}, which no successful deployment had; there are: {known or 'none'}."
+        )
+    found = listed[position]
+    # A rollback started an earlier deployment's instance again; that one is meant.
+    instance = found.get("instance") or found["id"]
+    newer = [record for record in listed[:position] if record.get("kind") != "rollback"]
+    undo = [record for record in newer if not record.get("undone_by")]
+    if not undo:
+        raise Problem(f"rollback_to is {to!r}, which is what serves already.")
+    if found.get("release") not in set(complete):
+        raise Problem(
+            f"rollback_to is {to!r}, but its release {found.get('release')} is no more on the host: deploy that version instead."
+        )
+    migrations: dict[tuple[str, str], Any] = {}
+    for record in newer:
+        for migration in (record.get("plan") or {}).get("migrations", []):
+            migrations.setdefault((migration["app"], migration["name"]), migration)
+    first = next((record for record in reversed(newer) if record.get("applied_before") is not None), {})
+    return {
+        **undo[0],
+        "previous": {
+            "release": found.get("release"),
+            "deployment": instance,
+            "commit": found.get("commit"),
+            "version": found.get("version"),
+        },
+        "applied_before": first.get("applied_before"),
+        "backup": first.get("backup") or {},
+        "plan": {"migrations": list(migrations.values())},
+        "phases": [{"phase": "migrate"}] if any(migration_began(record) for record in newer) else [],
+        "traffic_taken": next((r["traffic_taken"] for r in newer if r.get("traffic_taken")), None),
+        "undone": [record["id"] for record in undo],
+    }
+
+
+def _named(record: Mapping[str, Any], to: str) -> bool:
+    """Say whether *record* is a success that *to* names."""
+    if record.get("verdict") != "success":
+        return False
+    commit = record.get("commit") or ""
+    return to in (record["id"], record.get("release"), record.get("version")) or (
+        len(to) >= 7 and commit.startswith(to)
+    )
 
 
 def forecast(plan: Mapping[str, Any], target: Mapping[str, Any] | None, backup: bool) -> list[dict[str, str]]:

@@ -249,10 +249,8 @@ def load(layout: Layout, given: dict[str, Any], verdict: str) -> dict[str, Any]:
     return found
 
 
-def mark_undone(layout: Layout, undone: str | None, by: str) -> None:
-    """Write into the record of the deployment *undone*, where there is one, that *by* took it back."""
-    if not undone:
-        return
-    for record in _record.read_records(layout):
-        if record["id"] == undone and undone != by:
+def mark_undone(layout: Layout, undone: list[str], by: str) -> None:
+    """Write into the records of the deployments *undone*, where there are such, that *by* took them back."""
+    for record in _record.read_records(layout) if undone else []:
+        if record["id"] in undone and record["id"] != by:
             _record.write_record(layout, {**record, "undone_by": by})

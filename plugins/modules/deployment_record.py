@@ -94,8 +94,10 @@ options:
     type: dict
     default: {}
   undone:
-    description: Deployment that this one took back; its record is marked, and it is never a rollback target again.
-    type: str
+    description: Deployments that this one took back; their records are marked, and they are never a rollback target again.
+    type: list
+    elements: str
+    default: []
   remove_release:
     description: Failed release to remove, unless it is live or an earlier deployment of it succeeded.
     type: str
@@ -264,7 +266,7 @@ def main() -> None:
             "failures": {"type": "list", "elements": "dict", "default": []},
             "decision": {"type": "dict", "default": {}},
             "health": {"type": "dict", "default": {}},
-            "undone": {"type": "str"},
+            "undone": {"type": "list", "elements": "str", "default": []},
             "remove_release": {"type": "str"},
             "services": {"type": "list", "elements": "dict", "default": []},
             "user": {"type": "str"},

@@ -55,6 +55,17 @@ options:
     description: The operator accepts that writes since the backup are lost.
     type: bool
     default: false
+  to:
+    description:
+      - Release, version, deployment or commit (seven digits at least) to go back to, instead of what O(record) had before it.
+      - Everything since is undone as one; O(records) is needed.
+    type: str
+    default: ''
+  records:
+    description: For O(to), the records of the primary, newest first.
+    type: list
+    elements: dict
+    default: []
   forecast:
     description: Instead of deciding, say what would happen if each later phase failed.
     type: bool
@@ -114,6 +125,10 @@ plan:
       description: Commands for a person to go on with.
       type: list
       elements: str
+undone:
+  description: The record that is undone; with O(to), of everything since.
+  returned: when O(forecast=false)
+  type: dict
 forecast:
   description: What would happen if each later phase failed.
   returned: when O(forecast=true)

@@ -12,8 +12,10 @@ from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
     decide,
     difference,
     forecast,
+    towards,
     worst,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 TARGET = {"release": "old", "deployment": "20260101T000000-0000", "commit": "a" * 40, "version": "v1"}
 JUDGEMENTS = ("yes", "no", "unknown")
@@ -138,7 +140,9 @@ def test_the_first_deployment_has_nothing_to_go_back_to() -> None:
     found = decide(record=record(previous=None), states={"web1": state("new")}, primary="web1")
     assert level(found) == "stop"
     first = record([migration("0001")], previous=None, applied_before=None)
-    found = decide(record=first, states={"web1": {**state(), "current": None, "services": []}}, primary="web1")
+    found = decide(
+        record=first, states={"web1": {**state(), "current": None, "services": []}}, primary="web1"
+    )
     assert (level(found), found["reverse"]) == ("abandon", [])
 
 
@@ -223,3 +227,51 @@ def test_forecast_of_a_deployment_without_migrations() -> None:
         "abandon",
         "code",
     ]
+
+
+def past(number: int, version: str, **fields) -> dict:
+    """Return the record of a deployment, numbered by age; its release is named after its version."""
+    base = {
+        "id": f"2026010{number}T000000-0000",
+        "kind": "deployment",
+        "verdict": "success",
+        "release": f"r-{version}",
+        "version": version,
+        "commit": version.encode().hex().ljust(40, "0"),
+        "applied_before": [["shop", f"000{i}"] for i in range(1, number)],
+        "plan": {"migrations": [migration(f"000{number}")]},
+        "phases": [{"phase": "migrate"}],
+        "backup": {"id": f"b{number}"},
+        "undone_by": None,
+    }
+    return {**base, **fields}
+
+
+HISTORY = [past(4, "v4"), past(3, "v3"), past(2, "v2", verdict="abandoned"), past(1, "v1")]
+COMPLETE = ["r-v1", "r-v3", "r-v4"]
+
+
+@pytest.mark.parametrize("to", ["v1", "r-v1", HISTORY[3]["id"], HISTORY[3]["commit"][:8]])
+def test_everything_since_is_undone_as_one(to: str) -> None:
+    found = towards(HISTORY, to, COMPLETE)
+    assert found["previous"]["release"] == "r-v1"
+    assert found["applied_before"] == [["shop", "0001"]]
+    assert found["backup"] == {"id": "b2"}
+    assert {m["name"] for m in found["plan"]["migrations"]} == {"0002", "0003", "0004"}
+    assert HISTORY[0]["id"] in found["undone"] and HISTORY[1]["id"] in found["undone"]
+    decided = decide(record=found, states={"web1": state("r-v4", ("0001", "0003", "0004"))}, primary="web1")
+    assert level(decided) == "code"
+
+
+@pytest.mark.parametrize(
+    ("to", "complete", "says"),
+    [
+        ("v9", COMPLETE, "no successful deployment"),
+        ("v2", COMPLETE, "no successful deployment"),
+        ("v4", COMPLETE, "already"),
+        ("v1", ["r-v4"], "no more on the host"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(to: str, complete: list, says: str) -> None:
+    with pytest.raises(Problem, match=says):
+        towards(HISTORY, to, complete)

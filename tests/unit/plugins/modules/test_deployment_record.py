@@ -246,7 +246,7 @@ def test_a_rollback_marks_what_it_took_back(host, ask) -> None:
         verdict="success",
         expect={"release": R1, "deployment": D1},
         services=[WEB],
-        undone=D2,
+        undone=[D2],
     )
     assert "failed" not in answer, answer
     assert stored(host, D2)["undone_by"] == begun["record"]["id"]
