@@ -257,7 +257,7 @@ LIVE_DATABASE = {
 }
 
 
-def check_options(params: dict[str, Any]) -> None:
+def check_options(params: dict[str, Any], check_mode: bool) -> None:
     """Refuse combinations that would do something else than what was meant.
 
     :raises Problem: naming the option.
@@ -269,7 +269,7 @@ def check_options(params: dict[str, Any]) -> None:
         )
     if params["framework"] == "none":
         return
-    if state == "verified" and not params["database"]:
+    if state == "verified" and not params["database"] and not check_mode:
         raise Problem(
             "The new code cannot be verified without a scratch database, because it may change the live one already "
             "while it starts: pass on the scratch of database_backup as the option database (app_backup_verify: restore)."
@@ -375,7 +375,7 @@ def main() -> None:
     )
     params = module.params
     try:
-        check_options(params)
+        check_options(params, module.check_mode)
         if params["framework"] == "none":
             answer = nothing_to_migrate(params)
         elif module.check_mode and not params["database"]:

@@ -455,6 +455,7 @@ def test_check_mode_runs_no_new_code_on_the_live_database(project: DjangoProject
     assert run(check_mode=True, state="applied", plan=[])["changed"] is False
     assert run(check_mode=True, state="reversed", applied=[["a", "b"]])["changed"] is True
     assert run(check_mode=True, state="planned")["plan"] is None
+    assert run(check_mode=True, state="verified", database={})["plan"] is None
     assert not (project.root / "ran").exists()
 
 
