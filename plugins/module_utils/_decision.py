@@ -146,12 +146,20 @@ def _with_migrations(
     compatible = worst(reverse, plan, "compatible")
     reversible = worst(reverse, plan, "reversible")
     destructive = worst(reverse, plan, "destructive")
+    lossless = reversible == "yes" and destructive == "no"
+    if lossless and not revert and not record.get("traffic_taken"):
+        # Nobody can have written to what is removed, and the next version meets the schema it was made for.
+        return result(
+            "migrations",
+            f"The new release never took traffic, and {names} can be reversed without loss: the database goes back to where it was.",
+            reverse,
+        )
     if compatible == "yes":
         return result(
             "code",
             f"The old code runs with what was applied ({names}): {_place(revert)} the release before, the schema stays.",
         )
-    if reversible == "yes" and destructive == "no":
+    if lossless:
         return result(
             "migrations",
             f"The old code is not proved to run with {names} (compatible: {compatible}), and each can be reversed: they are undone, then the code.",

@@ -9,7 +9,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import he
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import read_json, write_json
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import judge_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal
+from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, left_behind, read_records
 
 # Lines of findings that are shown; the rest is counted.
 SHOWN = 20
@@ -112,7 +112,8 @@ def verify(
         if checks:
             found = agent.call("verify", import_modules=list(import_modules), release=str(target.path))
         state = agent.call("state")
-    errors, warnings = judge_findings(found, state, started["disabled"])
+    left = left_behind(read_records(target.layout))
+    errors, warnings = judge_findings(found, state, started["disabled"], left)
     if errors:
         shown = [agent.hide(text) for text in errors]
         more = f" and {len(shown) - 1} more, in the evidence" if len(shown) > 1 else ""
@@ -146,12 +147,13 @@ def scratch_of(scratch: Mapping[str, Any] | None) -> dict[str, str] | None:
 
 
 def judge_findings(
-    found: Mapping[str, Any], state: Mapping[str, Any], disabled: Sequence[str]
+    found: Mapping[str, Any], state: Mapping[str, Any], disabled: Sequence[str], left: Set[tuple[str, str]]
 ) -> tuple[list[str], list[str]]:
     """Return (errors, warnings) as sentences.
 
     :param found: the agent's answer to ``verify``; :param state: its answer to ``state``.
     :param disabled: connections that were switched off while the checks ran.
+    :param left: migrations that rollbacks left applied because older code runs with them.
     """
     errors, warnings = [], []
     if state["inconsistent"]:
@@ -161,6 +163,13 @@ def judge_findings(
             f"the app {app} has several last migrations ({', '.join(last)}): merge them with makemigrations --merge"
         )
     late, stale = split_unknown(state)
+    harmless = [row for row in late if tuple(row) in left]
+    late = [row for row in late if tuple(row) not in left]
+    if harmless:
+        warnings.append(
+            f"the database still has {names(harmless)}, which a deployment that was taken back left applied; this "
+            "release has no file of it and runs with it"
+        )
     if late:
         errors.append(
             f"the database has {names(late)} applied, of which this release has no file: it is older than the "

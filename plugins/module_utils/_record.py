@@ -194,6 +194,20 @@ def undone(records: Iterable[Mapping[str, Any]]) -> set[str]:
     return result - {None, "", ADOPTED}
 
 
+def left_behind(records: Iterable[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Return the migrations ``(app, name)`` that deployments which were taken back may have left applied, and that
+    older code was proved to run with: those that a rollback of the level ``code`` leaves on purpose."""
+    listed = list(records)
+    gone = undone(listed)
+    return {
+        (migration["app"], migration["name"])
+        for record in listed
+        if record["id"] in gone or record.get("verdict") in ("rolled_back", "abandoned", "stopped")
+        for migration in (record.get("plan") or {}).get("migrations", [])
+        if migration.get("compatible") == "yes"
+    }
+
+
 def instance_of(record: Mapping[str, Any], older: Iterable[Mapping[str, Any]]) -> str | None:
     """Return the deployment whose instance served after *record*.
 

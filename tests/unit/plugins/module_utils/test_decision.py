@@ -86,10 +86,18 @@ def test_a_host_that_still_runs_the_new_release_goes_back_though_current_is_old(
     ],
 )
 def test_the_least_level_that_helps(judged: dict, expected: str) -> None:
-    rec = record([migration("0002", **judged)])
-    assert (
-        level(decide(record=rec, states={"web1": state("old", ("0001", "0002"))}, primary="web1")) == expected
-    )
+    rec = record([migration("0002", **judged)], traffic_taken="then")
+    states = {"web1": state("new", ("0001", "0002"))}
+    assert level(decide(record=rec, states=states, primary="web1", consent=True)) == expected
+
+
+def test_before_traffic_what_can_be_reversed_is_reversed() -> None:
+    """Nobody can have written to a new table, and a next version without it must not find it there."""
+    states = {"web1": state("old", ("0001", "0002"))}
+    assert level(decide(record=record([migration("0002")]), states=states, primary="web1")) == "migrations"
+    for judged in ({"reversible": "no"}, {"reversible": "unknown"}, {"destructive": "yes"}):
+        rec = record([migration("0002", **judged)])
+        assert level(decide(record=rec, states=states, primary="web1")) == "code"
 
 
 def test_without_a_backup_nothing_is_restored() -> None:
@@ -108,7 +116,7 @@ def test_a_migration_the_plan_does_not_know_is_unknown() -> None:
 def test_only_what_was_applied_counts() -> None:
     rec = record([migration("0002"), migration("0003", compatible="no", reversible="no")])
     found = decide(record=rec, states={"web1": state("old", ("0001", "0002"))}, primary="web1")
-    assert level(found) == "code"
+    assert (level(found), found["reverse"]) == ("migrations", [["shop", "0002"]])
 
 
 def test_a_lost_primary_after_the_migration_began_stops_unless_all_is_compatible() -> None:
@@ -193,7 +201,8 @@ def test_invariants_over_the_whole_table() -> None:
         if chosen == "code" and done:
             assert compatible == "yes"
         if chosen == "migrations":
-            assert done and (reversible, destructive) == ("yes", "no") and compatible != "yes"
+            assert done and (reversible, destructive) == ("yes", "no")
+            assert compatible != "yes" or (current == "old" and not traffic)
         if chosen == "restore":
             assert backup and compatible != "yes" and (reversible, destructive) != ("yes", "no")
             assert consent or not traffic

@@ -339,3 +339,19 @@ def test_interrupted_is_what_no_living_lock_holds(held: dict | None, expected: s
 def test_what_is_answered_has_no_token() -> None:
     assert "token" not in records.public({"id": D1, "token": "x"})
     assert records.public(None) is None
+
+
+def test_what_a_rollback_left_applied_is_known_later() -> None:
+    """Only what older code was proved to run with, and only of deployments that were taken back."""
+
+    def planned(deployment: str, release: str, name: str, compatible: str = "yes", **fields) -> dict:
+        plan = {"migrations": [{"app": "shop", "name": name, "compatible": compatible}]}
+        return {**entry(deployment, release, **fields), "plan": plan}
+
+    listed = [
+        planned(D4, R3, "0004", verdict="rolled_back"),
+        planned(D3, R3, "0003", "unknown", verdict="rolled_back"),
+        planned(D2, R2, "0002", undone_by=D4),
+        planned(D1, R1, "0001"),
+    ]
+    assert records.left_behind(listed) == {("shop", "0004"), ("shop", "0002")}

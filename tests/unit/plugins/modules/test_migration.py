@@ -208,6 +208,20 @@ def test_verify_refuses_a_release_older_than_the_database(project: DjangoProject
     assert "orders.0002_note applied, of which this release has no file" in found["msg"]
 
 
+def test_verify_accepts_what_a_rollback_left_applied(project: DjangoProject, run: Run) -> None:
+    project.note()
+    run(state="applied")
+    (project.release / "orders/migrations/0002_note.py").unlink()
+    project.write("orders/models.py", MODELS)
+    plan = {"migrations": [{"app": "orders", "name": "0002_note", "compatible": "yes"}]}
+    record = {"id": "20260101T000000-0000", "verdict": "rolled_back", "phases": [], "plan": plan}
+    (project.root / "deployments").mkdir(exist_ok=True)
+    (project.root / "deployments/20260101T000000-0000.json").write_text(json.dumps(record))
+    found = verified(project, run)
+    assert not found["failed"], found["msg"]
+    assert any("orders.0002_note" in note for note in found["notes"])
+
+
 @pytest.mark.usefixtures("before")
 def test_an_application_that_puts_its_own_database_back_is_stopped(project: DjangoProject, run: Run) -> None:
     project.write(
