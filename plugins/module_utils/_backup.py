@@ -19,6 +19,7 @@ import pwd
 import random
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -261,6 +262,21 @@ def make_scratch(
     return engine.scratch(dump, directory, owner_of(user))
 
 
+def copy_to_scratch(layout: Layout, engine: Engine, name: str, user: str | None) -> dict[str, str]:
+    """Return a scratch database ``scratch/<name>/`` of the present data, without keeping a backup.
+
+    The new code's first run needs a copy also where no backup is asked for. Call it under :func:`backups_locked`.
+
+    :raises Problem: when there is no room, or the database cannot be read.
+    """
+    size = engine.size()
+    require_space([(layout.backups, size), (layout.scratch, size)])
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=layout.backups) as partial:
+        dump = Path(partial) / engine.dump_name
+        engine.dump(dump)
+        return make_scratch(layout, engine, dump, name, user)
+
+
 def take(layout: Layout, engine: Engine, request: Request) -> Taken:
     """Make and prove a backup; call it under :func:`backups_locked`.
 
@@ -270,7 +286,7 @@ def take(layout: Layout, engine: Engine, request: Request) -> Taken:
     begun = time.monotonic()
     size = engine.size()
     needs = [(layout.backups, size)]
-    if request.verify == "restore":
+    if request.verify == "restore" or request.scratch:
         needs.append((layout.scratch, size))
     require_space(needs)
     owner_of(request.user)
@@ -318,6 +334,8 @@ def take(layout: Layout, engine: Engine, request: Request) -> Taken:
             if not request.scratch:
                 engine.drop_scratch(scratch)
                 scratch = None
+        elif request.scratch:
+            scratch = make_scratch(layout, engine, dump, request.scratch, request.user)
         added = new_violations(engine, contents)
         if added:
             raise Problem(

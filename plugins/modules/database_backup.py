@@ -98,6 +98,7 @@ options:
     description:
       - The name of the directory below C(scratch/) for the scratch database, which is left there for later phases.
       - The deployment's id when not given. Without O(record) the scratch database is then removed after the comparison.
+      - It is made also where O(when) or O(verify) ask for less, because the first run of new code needs a copy.
     type: str
   keep:
     description:
@@ -219,6 +220,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import (
     Request,
     backups_locked,
+    copy_to_scratch,
     make_id,
     make_scratch,
     prune,
@@ -250,15 +252,6 @@ def back_up(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Do what the module's *options* ask for; return its answer."""
     layout = Layout(options["root"])
     engine = engine_of(options["database"])
-    if not wanted(options["when"], options["pending"]):
-        why = "never" if options["when"] == "never" else "migrations, and none is pending"
-        return {
-            "changed": False,
-            "backup": None,
-            "scratch": None,
-            "removed": [],
-            "msg": f"No backup was taken: it is asked for {why}.",
-        }
     deployment = (options["record"] or {}).get("id")
     backup_id = require_name(options["id"] or deployment or make_id(), "id")
     scratch = options["scratch"] or deployment or ""
@@ -268,7 +261,19 @@ def back_up(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         open_journal(layout.root, options["record"], check_mode) as journal,
         journal.phase("backup") as entry,
     ):
-        if not engine.exists():
+        if engine.exists() and not wanted(options["when"], options["pending"]):
+            why = "never" if options["when"] == "never" else "migrations, and none is pending"
+            answer = {
+                "changed": False,
+                "backup": None,
+                "scratch": None,
+                "removed": [],
+                "msg": f"No backup was taken: it is asked for {why}.",
+            }
+            if scratch and not check_mode:
+                with backups_locked(layout):
+                    answer["scratch"] = copy_to_scratch(layout, engine, scratch, options["user"])
+        elif not engine.exists():
             answer = {
                 "changed": False,
                 "backup": nothing_saved(engine, 0, True),
@@ -276,7 +281,7 @@ def back_up(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
                 "removed": [],
                 "msg": f"There is no database at {engine.place()} yet: this is a first deployment, nothing is to be saved.",
             }
-            if scratch and options["verify"] == "restore" and not check_mode:
+            if scratch and not check_mode:
                 with backups_locked(layout):
                     answer["scratch"] = make_scratch(layout, engine, None, scratch, options["user"])
         elif check_mode:
@@ -314,7 +319,7 @@ def back_up(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             }
         entry["backup"] = answer["backup"]
         entry["scratch"] = answer["scratch"]
-        journal.update(backup=answer["backup"])
+        journal.update(backup=answer["backup"] or {})
         return answer
 
 

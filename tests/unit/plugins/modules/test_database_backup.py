@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -120,6 +121,26 @@ def test_when_says_whether_a_backup_is_needed(run):
         assert (answer["changed"], answer["backup"], answer["scratch"]) == (False, None, None)
     assert not (run.root / "backups").exists()
     assert run(when="migrations", pending=True)["changed"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"when": "never"}, 0),
+        ({"when": "migrations", "pending": False}, 0),
+        ({"verify": "none"}, 1),
+        ({"verify": "read"}, 1),
+    ],
+)
+def test_the_new_code_gets_a_copy_also_where_less_is_asked_for(run, options, kept):
+    make_database(run.path)
+    answer = run(scratch="copy", **options)
+    connection = sqlite3.connect(answer["scratch"]["path"])
+    tables = connection.execute("select count(*) from sqlite_master where type = 'table'").fetchone()[0]
+    connection.close()
+    assert tables > 0
+    assert answer["scratch"]["path"] != str(run.path)
+    assert len(os.listdir(run.root / "backups")) == kept
 
 
 def test_backups_by_hand_leave_no_scratch_and_only_the_newest_stay(run):
