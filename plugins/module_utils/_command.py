@@ -41,6 +41,29 @@ class Finished(NamedTuple):
         return "\n".join(text.splitlines()[-lines:])
 
 
+def last_words(text: str, lines: int = 20) -> str:
+    """Return the last *lines* lines of a log, each Python traceback cut down to its last frame and its exception.
+
+    A server's own traceback, with its many frames, often follows the one of the application that says why.
+    """
+    kept: list[str] = []
+    frames: list[str] | None = None
+    for line in text.splitlines():
+        if frames is not None and (line[:1].isspace() or not line):
+            frames.append(line)
+            continue
+        kept += _last_frame(frames or [])
+        kept.append(line)
+        frames = [] if line.endswith("Traceback (most recent call last):") else None
+    kept += _last_frame(frames or [])
+    return "\n".join(kept[-lines:])
+
+
+def _last_frame(frames: list[str]) -> list[str]:
+    starts = [number for number, line in enumerate(frames) if line.lstrip().startswith('File "')]
+    return frames[starts[-1] :] if starts else frames
+
+
 def parse_environment(text: str | None, option: str) -> dict[str, str]:
     """Return the variables in *text*, a JSON object of strings and numbers.
 

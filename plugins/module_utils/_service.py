@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
-from ansible_collections.runbook.deploy.plugins.module_utils._command import redact
+from ansible_collections.runbook.deploy.plugins.module_utils._command import last_words, redact
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import FAIL, PASS, check_result, until
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import Instance, has_socket
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
@@ -31,6 +31,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._systemd import Sys
 POLL = 0.1
 # A drained socket must be seen without connections this often in a row: a client may be between two calls.
 QUIET = 3
+# Lines of a service's log among which the last words are looked for.
+LOG_LINES = 200
 # Seconds for one health request.
 REQUEST = 10.0
 # Everybody may connect; nothing else can be done with a socket. See _instance.launcher_text.
@@ -208,7 +210,7 @@ class Member:
 
     def tail(self) -> str:
         """Return the last lines of its log, without secrets."""
-        return self.unit.tail(20, self.secrets)
+        return last_words(self.unit.tail(LOG_LINES, self.secrets))
 
     def require_running(self) -> Status:
         """Return the status of the service.

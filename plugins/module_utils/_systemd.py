@@ -236,10 +236,23 @@ class SystemdUnit:
         """Return the last lines of the unit's journal, of an earlier life of the unit only where it was not us who
         started it."""
         since = [] if self._since is None else [f"--since=@{self._since:.6f}"]
-        answer = run(
-            ["journalctl", "--no-pager", "-u", self.unit, "-n", str(lines), "-o", "cat", *since], timeout=ASK
-        )
-        return redact(answer.stdout.strip(), secrets) if answer.rc == 0 else ""
+        # From the end: with --since alone, -n counts from the beginning (systemd 252).
+        command = [
+            "journalctl",
+            "--no-pager",
+            "-u",
+            self.unit,
+            "--reverse",
+            "-n",
+            str(lines),
+            "-o",
+            "cat",
+            *since,
+        ]
+        answer = run(command, timeout=ASK)
+        if answer.rc != 0:
+            return ""
+        return redact("\n".join(reversed(answer.stdout.strip().splitlines())), secrets)
 
 
 def find_adopted(adopt: Mapping[str, Any] | None) -> SystemdUnit | None:
