@@ -6,13 +6,30 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible import context
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_atomic
 from ansible_collections.runbook.deploy.plugins.module_utils._report import GOOD, TITLES, markdown, terminal
+
+
+def with_inventory(command: str, sources: Sequence[str]) -> str:
+    """Return *command* with the inventories of this run in the place of ``<inventory>``, so that it can be run as it stands."""
+    here = os.getcwd()
+    words = [
+        os.path.relpath(source, here) if source.startswith(here + os.sep) else source for source in sources
+    ]
+    return (
+        command.replace("-i <inventory>", " ".join(f"-i {shlex.quote(word)}" for word in words))
+        if words
+        else command
+    )
 
 
 class ActionModule(ActionBase):
@@ -41,6 +58,9 @@ class ActionModule(ActionBase):
             }
         )
         facts = dict(args)
+        sources = context.CLIARGS.get("inventory") or ()
+        commands = [with_inventory(command, sources) for command in args["plan"].get("commands") or []]
+        facts["plan"] = {**args["plan"], "commands": commands}
         identifier = args["record"].get("id")
         if identifier:
             facts["record_path"] = f"{args['root']}/deployments/{identifier}.json"

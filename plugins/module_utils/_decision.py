@@ -100,7 +100,7 @@ def decide(
             "level": chosen,
             "reason": reason,
             "reverse": list(undo),
-            "commands": commands(chosen, record, target),
+            "commands": commands(chosen, record, target, unknown, primary),
         }
 
     if level:
@@ -115,7 +115,9 @@ def decide(
     if not revert and not reverse:
         return result(
             "abandon",
-            "Nothing live was changed: no host serves the new release and no migration was applied.",
+            f"Nothing live was changed on {', '.join(sorted(reached))}, and what {', '.join(unknown)} serves is unknown."
+            if unknown
+            else "Nothing live was changed: no host serves the new release and no migration was applied.",
         )
     if target is None and not revert:
         return result(
@@ -222,9 +224,27 @@ def migration_began(record: Mapping[str, Any]) -> bool:
     return any(phase.get("phase") == "migrate" for phase in record.get("phases", []))
 
 
-def commands(level: str, record: Mapping[str, Any], target: Mapping[str, Any] | None) -> list[str]:
-    """Return the commands a person goes on with after *level*, the likeliest first."""
+def commands(
+    level: str,
+    record: Mapping[str, Any],
+    target: Mapping[str, Any] | None,
+    unknown: Sequence[str] = (),
+    primary: str = "",
+) -> list[str]:
+    """Return the commands a person goes on with after *level*, the likeliest first.
+
+    While hosts are *unknown*, the first one is that which brings all to one release when they answer again.
+    """
     status = "ansible-playbook playbooks/status.yml -i <inventory>"
+    if unknown:
+        # The lock is on the primary: where that was lost, nobody gave it back.
+        take_over = " -e deployment_take_over=true" if primary in unknown else ""
+        back = f"rollback.yml -i <inventory>{take_over}"
+        again = f"deploy.yml -i <inventory> -e version={record.get('version') or '<version>'}{take_over}"
+        return [
+            f"ansible-playbook playbooks/{back if target else again}  # when {', '.join(unknown)} answers again",
+            status,
+        ]
     if level != "stop":
         return [status]
     found = [status]

@@ -1,0 +1,99 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The decision on the controller: what it passes on, what it refuses, what a person is told to do next."""
+
+from __future__ import annotations
+
+from action_tools import act
+from ansible_collections.runbook.deploy.plugins.action.rollback_plan import ActionModule
+
+OLD, NEW = "0123456789ab-00000000", "ba9876543210-00000000"
+BEFORE = {"release": OLD, "deployment": "20261121T010000-aaaa", "commit": "0" * 40, "version": "v1"}
+
+
+def record(**changes):
+    """A deployment of v2 over v1 in which nothing has been applied."""
+    return {
+        "id": "20261121T020000-bbbb",
+        "version": "v2",
+        "release": NEW,
+        "previous": BEFORE,
+        "phases": [],
+        **changes,
+    }
+
+
+def state(release=OLD):
+    return {"current": {"release": release}, "services": [], "applied": [], "releases": []}
+
+
+def plan(**options):
+    return act(ActionModule, {"primary": "web1", **options})["plan"]
+
+
+def test_all_hosts_answer_and_nothing_is_named_but_status():
+    answer = plan(record=record(), states={"web1": state(), "web2": state()})
+    assert answer["level"] == "abandon"
+    assert answer["unknown"] == []
+    assert [command.split()[1] for command in answer["commands"]] == ["playbooks/status.yml"]
+
+
+def test_a_lost_host_is_named_with_one_command_for_its_return():
+    answer = plan(record=record(), states={"web1": state(), "web2": None})
+    assert answer["unknown"] == ["web2"]
+    assert "what web2 serves is unknown" in answer["reason"]
+    assert answer["commands"][0] == (
+        "ansible-playbook playbooks/rollback.yml -i <inventory>  # when web2 answers again"
+    )
+
+
+def test_a_lost_primary_still_holds_the_lock():
+    answer = plan(record=record(), states={"web1": None, "web2": state()})
+    assert "-e deployment_take_over=true" in answer["commands"][0]
+
+
+def test_with_nothing_to_go_back_to_the_command_deploys_again():
+    answer = plan(record=record(previous=None), states={"web1": state(None), "web2": None})
+    assert answer["commands"][0].startswith(
+        "ansible-playbook playbooks/deploy.yml -i <inventory> -e version=v2"
+    )
+
+
+def test_nobody_answers():
+    answer = plan(record=record(), states={"web1": None, "web2": None})
+    assert answer["level"] == "stop"
+    assert "No host answers (web1, web2)" in answer["reason"]
+
+
+def test_hosts_that_went_live_go_back_though_another_is_lost():
+    answer = plan(record=record(), states={"web1": state(NEW), "web2": None})
+    assert (answer["level"], answer["revert"], answer["unknown"]) == ("code", ["web1"], ["web2"])
+
+
+def test_a_release_that_was_never_deployed_is_refused_by_name():
+    result = act(
+        ActionModule,
+        {
+            "primary": "web1",
+            "record": record(),
+            "states": {"web1": state()},
+            "to": "v9",
+            "records": [record(verdict="success")],
+        },
+    )
+    assert result["failed"]
+    assert "rollback_to is 'v9'" in result["msg"]
+    assert "v2" in result["msg"]
+
+
+def test_a_level_that_does_not_exist_is_refused():
+    result = act(ActionModule, {"level": "half"})
+    assert result["failed"]
+    assert "half" in result["msg"]
+
+
+def test_the_forecast_knows_the_first_deployment():
+    rows = act(ActionModule, {"forecast": True, "plan": {}, "target": {}})["forecast"]
+    assert {row["phase"] for row in rows} >= {"release to collectstatic", "restart", "smoke_test"}
+    assert "code" not in {row["level"] for row in rows}
