@@ -70,6 +70,7 @@ class ActionModule(ActionBase):
                 name in VARIABLES
                 and VARIABLES[name].kind in ("str", "path")
                 and isinstance(values[name], (int, float))
+                and not isinstance(values[name], bool)
             ):
                 # A version such as 2.7 is a number to YAML.
                 values[name] = str(values[name])

@@ -1,0 +1,120 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The contract at the start of a run: variables checked, aliases applied, groups built, the primary found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from action_tools import act
+from ansible_collections.runbook.deploy.plugins.action.contract import ActionModule
+
+GOOD = {
+    "app_name": "shop",
+    "app_stage": "production",
+    "app_repository": "https://git.example.org/shop.git",
+    "app_settings_module": "shop.settings",
+    "app_version": "v1",
+    "app_database": {"engine": "sqlite", "path": "/srv/shop/shared/data/shop.sqlite3"},
+    "app_services": [{"name": "web", "command": "gunicorn shop.wsgi --bind unix:{socket}"}],
+    "app_url": "https://shop.example.org",
+}
+
+
+def check(purpose: str = "deployment", host: str = "web1", limit: tuple[str, ...] = (), **changes: Any):
+    """Answer the contract on *host* of two; None as a change leaves a variable out."""
+    variables = {
+        "inventory_hostname": host,
+        "groups": {"app": ["web1", "web2"]},
+        "group_names": ["app"],
+        "ansible_play_hosts_all": list(limit) or ["web1", "web2"],
+        **{name: value for name, value in {**GOOD, **changes}.items() if value is not None},
+    }
+    return act(ActionModule, {"purpose": purpose}, variables)
+
+
+def test_the_first_host_is_the_primary_and_both_are_in_the_run():
+    answers = {host: check(host=host)["add_host"] for host in ("web1", "web2")}
+    assert answers["web1"]["groups"] == ["deploy_hosts", "deploy_primary"]
+    assert answers["web2"]["groups"] == ["deploy_hosts", "deploy_others"]
+    assert {entry["host_vars"]["deploy_primary_host"] for entry in answers.values()} == {"web1"}
+
+
+def test_another_primary_can_be_named():
+    assert check(host="web2", app_primary="web2")["add_host"]["groups"][1] == "deploy_primary"
+
+
+def test_a_primary_outside_the_group_is_refused():
+    answer = check(app_primary="db1")
+    assert answer["failed"]
+    assert "app_primary is 'db1'" in answer["msg"]
+
+
+def test_a_limit_without_the_primary_is_refused():
+    answer = check(host="web2", limit=("web2",))
+    assert answer["failed"]
+    assert "primary host web1 is left out by --limit" in answer["msg"]
+    assert "add_host" not in answer
+
+
+def test_version_on_the_command_line_wins():
+    assert check(version="v2")["add_host"]["host_vars"]["deploy_version"] == "v2"
+
+
+def test_a_version_that_is_a_number_to_yaml_is_a_text():
+    assert check(app_version=2.7)["add_host"]["host_vars"]["deploy_version"] == "2.7"
+
+
+def test_the_wrong_stage_is_refused():
+    answer = check(env="staging")
+    assert answer["failed"]
+    assert "'staging'" in answer["msg"]
+    assert "'production'" in answer["msg"]
+
+
+def test_the_right_stage_passes():
+    assert not check(env="production").get("failed")
+
+
+def test_every_fault_is_named_at_once():
+    answer = check(app_services="web", app_nmae="shop", app_name=None)
+    assert answer["failed"]
+    assert len(answer["errors"]) == 3
+    assert "did you mean app_name?" in answer["msg"]
+
+
+def test_defaults_reach_the_host_and_given_values_are_not_repeated():
+    found = check(app_start_timeout=90)["add_host"]["host_vars"]
+    assert found["app_root"] == "/srv/shop"
+    assert "app_start_timeout" not in found
+
+
+def test_the_digest_of_inputs_changes_with_the_environment_and_not_with_the_version():
+    digest = check()["add_host"]["host_vars"]["deploy_inputs"]
+    assert check(version="v2")["add_host"]["host_vars"]["deploy_inputs"] == digest
+    assert check(app_environment={"A": "1"})["add_host"]["host_vars"]["deploy_inputs"] != digest
+
+
+def test_true_is_no_text():
+    answer = check(app_settings_module=True)
+    assert answer["failed"]
+    assert "app_settings_module must be a text, found True" in answer["msg"]
+
+
+def test_services_of_other_groups_are_left_out():
+    worker = {"name": "worker", "kind": "worker", "command": "celery", "groups": ["workers"]}
+    services = check(app_services=[*GOOD["app_services"], worker])["add_host"]["host_vars"]["deploy_services"]
+    assert [service["name"] for service in services] == ["web"]
+
+
+def test_a_variable_that_cannot_be_templated_is_named():
+    from ansible.template import trust_as_template
+
+    answer = check(app_url=trust_as_template("https://{{ nobody_has_this }}"))
+    assert answer["failed"]
+    assert answer["msg"].startswith("app_url cannot be read")
+
+
+def test_options_that_do_not_exist_are_refused():
+    assert act(ActionModule, {"porpose": "status"}, {"inventory_hostname": "web1"})["failed"]
