@@ -247,7 +247,7 @@ def main() -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-        subprocess.run([sys.executable, str(HOSTS), "down"], stdout=subprocess.DEVNULL, check=False)
+        subprocess.run([sys.executable, str(HOSTS), "down", "--all"], stdout=subprocess.DEVNULL, check=False)
         if server is not None and before is not None:
             others = used_by_others()
             if others:

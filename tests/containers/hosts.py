@@ -6,9 +6,12 @@
     hosts.py up --group=app web1 web2     start them, write build/containers/inventory.yml
     hosts.py reboot web1                  restart one and wait until it is up again, with the same address
     hosts.py down                         remove everything that `up` made
+    hosts.py down --all                   and what it made for other sets
 
 Names and the network carry a hash of the checkout's path, so that two checkouts do not meet. Addresses are fixed,
 so that they outlive a reboot; host keys are read from the containers directly and go into a known_hosts of their own.
+RUNBOOK_HOSTS=NAME works on a further set of hosts, which has all of this for itself, in build/containers-NAME. A
+directory that all hosts of a set share is mounted there with --shared=/path.
 """
 
 from __future__ import annotations
@@ -29,13 +32,16 @@ import image
 import supplies
 from image import LABEL, MARK, PROJECT, docker
 
-BUILD = PROJECT / "build" / "containers"
-NETWORK = f"runbook-{MARK}"
+SET = os.environ.get("RUNBOOK_HOSTS", "")
+BUILD = PROJECT / "build" / ("containers" + (SET and f"-{SET}"))
+NETWORK = f"runbook-{MARK}" + (SET and f"-{SET}")
+SET_LABEL = "runbook.deploy.hosts"
+LABELS = (f"--label={LABEL}={MARK}", f"--label={SET_LABEL}={SET or 'default'}")
 KEY = BUILD / "id_ed25519"
 KNOWN_HOSTS = BUILD / "known_hosts"
 INVENTORY = BUILD / "inventory.yml"
 # Sockets of ssh's shared connections: in a short directory, because a socket's path has at most 107 bytes.
-CONTROL = Path(tempfile.gettempdir()) / f"runbook-{os.getuid()}-{MARK}"
+CONTROL = Path(tempfile.gettempdir()) / f"runbook-{os.getuid()}-{MARK}{SET and f'-{SET}'}"
 USER = "deploy"
 BOOT_SECONDS = 90
 FIRST_ADDRESS = 10
@@ -50,15 +56,17 @@ BOOT_OPTIONS = (
 
 
 def container(name: str) -> str:
-    return f"runbook-{MARK}-{name}"
+    return f"{NETWORK}-{name}"
 
 
-def mine(kind: str) -> list[str]:
-    """Names of this checkout's containers or networks."""
-    flags = ("--all",) if kind == "container" else ()
+def mine(kind: str, every_set: bool = False) -> list[str]:
+    """Names of this set's containers, networks or volumes, or of all that this checkout made."""
+    flags = ["--all"] if kind == "container" else []
+    flags.append(f"--filter=label={LABEL}={MARK}")
+    if not every_set:
+        flags.append(f"--filter=label={SET_LABEL}={SET or 'default'}")
     form = "{{.Names}}" if kind == "container" else "{{.Name}}"
-    found = docker(kind, "ls", *flags, f"--filter=label={LABEL}={MARK}", f"--format={form}", check=True)
-    return found.stdout.split()
+    return docker(kind, "ls", *flags, f"--format={form}", check=True).stdout.split()
 
 
 def inventory_text(groups: dict[str, list[str]], addresses: dict[str, str]) -> str:
@@ -98,9 +106,7 @@ def make_network() -> str:
     start = int(MARK, 16) % 200
     for offset in range(200):
         prefix = f"10.213.{20 + (start + offset) % 200}"
-        made = docker(
-            "network", "create", "--internal", f"--label={LABEL}={MARK}", f"--subnet={prefix}.0/24", NETWORK
-        )
+        made = docker("network", "create", "--internal", *LABELS, f"--subnet={prefix}.0/24", NETWORK)
         if made.returncode == 0:
             return prefix
         if "overlap" not in made.stderr.lower():
@@ -165,11 +171,13 @@ def address_of(name: str) -> str:
     return docker("inspect", f"--format={form}", container(name), check=True).stdout.strip()
 
 
-def start(name: str, address: str, others: dict[str, str], made_of: str) -> None:
+def start(name: str, address: str, others: dict[str, str], made_of: str, shared: str = "") -> None:
     """Start one container; it boots while the next ones are started."""
     names = [f"--add-host={other}:{its}" for other, its in others.items() if other != name]
+    if shared:
+        names.append(f"--volume={NETWORK}:{shared}")
     docker(
-        *("run", "--detach", f"--name={container(name)}", f"--hostname={name}", f"--label={LABEL}={MARK}"),
+        *("run", "--detach", f"--name={container(name)}", f"--hostname={name}", *LABELS),
         *(f"--network={NETWORK}", f"--ip={address}", *names, *BOOT_OPTIONS),
         *(f"--volume={supplies.WHEELS}:/wheels:ro", f"--volume={supplies.REPOSITORIES}:/repositories:ro"),
         *(made_of, "/sbin/init"),
@@ -198,8 +206,11 @@ def host_key(name: str, address: str) -> str:
     return f"{address} {key[0]} {key[1]}\n"
 
 
-def up(groups: dict[str, list[str]]) -> None:
-    """Make the hosts of all groups; hosts of an earlier call are removed first."""
+def up(groups: dict[str, list[str]], shared: str = "") -> None:
+    """Make the hosts of all groups; hosts of an earlier call are removed first.
+
+    `shared`: where a directory that all of them share is mounted; "" for none.
+    """
     down(quiet=True)
     hosts = [host for members in groups.values() for host in members]
     hosts = list(dict.fromkeys(hosts))
@@ -214,9 +225,11 @@ def up(groups: dict[str, list[str]]) -> None:
         )
     CONTROL.mkdir(mode=0o700, exist_ok=True)
     prefix = make_network()
+    if shared:
+        docker("volume", "create", *LABELS, NETWORK, check=True)
     addresses = {host: f"{prefix}.{FIRST_ADDRESS + index}" for index, host in enumerate(hosts)}
     for host in hosts:
-        start(host, addresses[host], addresses, made_of)
+        start(host, addresses[host], addresses, made_of, shared)
     for host in hosts:
         wait_booted(host)
         admit(host)
@@ -245,15 +258,16 @@ def close_connections() -> None:
     shutil.rmtree(CONTROL, ignore_errors=True)
 
 
-def down(quiet: bool = False) -> None:
-    """Remove this checkout's containers, network, inventory and keys."""
+def down(quiet: bool = False, every_set: bool = False) -> None:
+    """Remove this set's containers, network, shared directory, inventory and keys."""
     close_connections()
-    containers = mine("container")
+    containers = mine("container", every_set)
     if containers:
         docker("rm", "--force", "--volumes", *containers, check=True, seconds=120)
-    networks = mine("network")
-    if networks:
-        docker("network", "rm", *networks, check=True)
+    for kind in ("network", "volume"):
+        names = mine(kind, every_set)
+        if names:
+            docker(kind, "rm", *names, check=True)
     for path in (INVENTORY, KNOWN_HOSTS, KEY, KEY.with_suffix(".pub")):
         path.unlink(missing_ok=True)
     if not quiet:
@@ -265,12 +279,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("up", help="start hosts: group=host,host …")
     making.add_argument("--group", default="app", help="the group of hosts that are named without one")
+    making.add_argument("--shared", default="", help="where a directory that all hosts share is mounted")
     making.add_argument("hosts", nargs="+", metavar="[GROUP=]HOST[,HOST…]")
     commands.add_parser("reboot").add_argument("host")
-    commands.add_parser("down")
+    removing = commands.add_parser("down", help="remove the hosts")
+    removing.add_argument("--all", action="store_true", help="those of every set of this checkout")
     arguments = parser.parse_args()
     if arguments.command == "down":
-        down()
+        down(every_set=arguments.all)
     elif arguments.command == "reboot":
         reboot(arguments.host)
     else:
@@ -278,7 +294,7 @@ def main() -> None:
         for word in arguments.hosts:
             group, _equals, names = word.rpartition("=")
             groups.setdefault(group or arguments.group, []).extend(names.split(","))
-        up(groups)
+        up(groups, arguments.shared)
 
 
 if __name__ == "__main__":
