@@ -90,8 +90,9 @@ def decide(
         # Otherwise the old code runs with any number of them, and the hosts that answer can go back.
     elif began and now is None and before:
         doubt = "the database does not say which migrations are applied"
-    elif began:
-        reverse = difference(now or [], before or [])
+    elif began and before is not None:
+        # It is in the record before the first step: without it the phase ended before it applied anything.
+        reverse = difference(now or [], before)
     answer: dict[str, Any] = {"revert": revert, "unknown": unknown, "reverse": [], "target": target}
 
     def result(chosen: str, reason: str, undo: Sequence[list[str]] = ()) -> dict[str, Any]:
@@ -103,8 +104,10 @@ def decide(
             "commands": commands(chosen, record, target, unknown, primary),
         }
 
+    if level and doubt and level != "restore":
+        return result("stop", f"rollback_level={level} was asked for, but {doubt}.")
     if level:
-        return _asked(level, result, reverse, plan, target, consent)
+        return _asked(level, result, record, reverse, revert, consent)
     if not reached:
         return result(
             "stop",
@@ -186,12 +189,13 @@ def _with_migrations(
 def _asked(
     level: str,
     result: Any,
+    record: Mapping[str, Any],
     reverse: list[list[str]],
-    plan: Mapping[str, Any],
-    target: Mapping[str, Any] | None,
+    revert: Sequence[str],
     consent: bool,
 ) -> dict[str, Any]:
     """Answer a level that the operator asked for, or `stop` with the reason why it cannot be."""
+    plan, target = record.get("plan") or {}, record.get("previous") or None
     names = _names(reverse) or "nothing"
     if target is None and level not in ("abandon", "stop"):
         return result("stop", f"rollback_level={level} was asked for, but there is no release to go back to.")
@@ -216,7 +220,32 @@ def _asked(
                 f"rollback_level=migrations was asked for, but reversing {names} loses data: accept that with -e rollback_consent=true.",
             )
         return result("migrations", f"Asked for by the operator; undone first: {names}.", reverse)
+    if level == "restore":
+        return _asked_to_restore(result, record, consent)
+    if level == "abandon" and (revert or reverse):
+        return result(
+            "stop",
+            f"rollback_level=abandon was asked for, but what is live was changed: {', '.join(revert) or 'no host'} "
+            f"serves the new release, applied are {names}.",
+        )
     return result(level, "Asked for by the operator.")
+
+
+def _asked_to_restore(result: Any, record: Mapping[str, Any], consent: bool) -> dict[str, Any]:
+    """Answer `restore`, or refuse what the restore itself would refuse when every service is stopped already."""
+    backup = record.get("backup") or {}
+    if not backup.get("id") or backup.get("empty"):
+        return result(
+            "stop",
+            "rollback_level=restore was asked for, but the record names no backup of a database with content.",
+        )
+    if record.get("traffic_taken") and not consent:
+        return result(
+            "stop",
+            f"rollback_level=restore was asked for, but the new release has taken traffic, and backup {backup['id']} lacks "
+            "what was written since: accept that with -e rollback_consent=true.",
+        )
+    return result("restore", f"Asked for by the operator; restored is backup {backup['id']}.")
 
 
 def migration_began(record: Mapping[str, Any]) -> bool:

@@ -173,6 +173,55 @@ def test_what_the_operator_asks_for_is_refused_where_it_would_do_harm(
     assert level(found) == expected
 
 
+def test_a_migrate_phase_that_ended_before_its_first_step_applied_nothing() -> None:
+    # Otherwise every migration the database ever had counts as applied by it, and the backup is restored.
+    rec = record(applied_before=None, phases=[{"phase": "migrate", "state": "failed"}])
+    found = decide(record=rec, states={"web1": state("old", ("0001", "0002"))}, primary="web1")
+    assert found["level"] == "abandon"
+    assert found["reverse"] == []
+
+
+@pytest.mark.parametrize("asked", ("code", "migrations", "abandon"))
+def test_no_level_is_taken_on_trust_while_the_database_does_not_say_what_is_applied(asked: str) -> None:
+    silent = {**state("new"), "applied": None}
+    found = decide(record=record([migration("0002")]), states={"web1": silent}, primary="web1", level=asked)
+    assert found["level"] == "stop"
+    assert "which migrations are applied" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "consent", "expected"),
+    [
+        ({"traffic_taken": "then"}, False, "stop"),
+        ({"traffic_taken": "then"}, True, "restore"),
+        ({}, False, "restore"),
+        ({"backup": {}}, True, "stop"),
+        ({"backup": {"id": "b1", "empty": True}}, True, "stop"),
+    ],
+)
+def test_a_restore_that_would_be_refused_is_refused_before_anything_is_stopped(
+    fields: dict, consent: bool, expected: str
+) -> None:
+    rec = record([migration("0002")], **fields)
+    found = decide(
+        record=rec,
+        states={"web1": state("new", ("0001", "0002"))},
+        primary="web1",
+        level="restore",
+        consent=consent,
+    )
+    assert found["level"] == expected
+    assert expected == "restore" or "rollback_level=restore" in found["reason"]
+
+
+def test_abandon_is_no_way_to_start_old_code_on_a_new_schema() -> None:
+    rec = record([migration("0002", compatible="no")])
+    live = {"web1": state("new", ("0001", "0002"))}
+    assert decide(record=rec, states=live, primary="web1", level="abandon")["level"] == "stop"
+    untouched = {"web1": state("old")}
+    assert decide(record=rec, states=untouched, primary="web1", level="abandon")["level"] == "abandon"
+
+
 def test_invariants_over_the_whole_table() -> None:
     """Never code with what is not proved compatible; never a loss without consent; restore only when less does not help."""
     space = itertools.product(
