@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -31,8 +33,18 @@ class ActionModule(ActionBase):
         result = super().run(tmp, variables)
         purpose = self._task.args.get("purpose", "deployment")
         host = variables["inventory_hostname"]
+        if not variables.get("groups", {}).get("app"):
+            # Without a host there are no group_vars either, which is not what is wrong.
+            msg = (
+                "The inventory has no host in group app, so there is nothing to work on: add one below app in its hosts.yml, or name "
+                "the inventory that is meant with -i."
+            )
+            result.update(failed=True, msg=msg, errors=[msg], changed=False)
+            return result
         values = self._values(variables)
         errors = self._aliases(values, variables) + check(values, purpose)
+        if not errors and purpose == "deployment" and values.get("app_archive"):
+            errors = self._archive(values["app_archive"])
         if not errors:
             primary, errors = self._primary(values, variables)
         if errors:
@@ -85,6 +97,25 @@ class ActionModule(ActionBase):
             return [
                 f"env is {stage!r}, but this inventory describes app_stage {values.get('app_stage')!r}: "
                 "give the inventory of the stage you mean."
+            ]
+        return []
+
+    def _archive(self, archive: Mapping[str, str]) -> list[str]:
+        """Return what is wrong with ``app_archive``, a file on this controller, before it is sent anywhere."""
+        path = self._loader.path_dwim(archive["path"])
+        try:
+            with open(path, "rb") as stream:
+                digest = hashlib.sha256()
+                for block in iter(lambda: stream.read(1 << 20), b""):
+                    digest.update(block)
+        except OSError as error:
+            return [
+                f"app_archive.path {archive['path']!r} cannot be read on the controller ({error.strerror}): give the path of the tar file."
+            ]
+        if digest.hexdigest() != archive["sha256"].lower():
+            return [
+                f"app_archive.sha256 is {archive['sha256']}, but {archive['path']} has {digest.hexdigest()}: it is not the file that was "
+                "meant, or its sha256 is that of another one."
             ]
         return []
 

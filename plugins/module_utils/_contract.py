@@ -326,6 +326,10 @@ def _check_source(values: Mapping[str, Any], purpose: str) -> list[str]:
         errors.append(
             "app_repository is missing: give the git repository, or app_archive with path and sha256."
         )
+    if values["app_repository"] and values["app_archive"]:
+        errors.append(
+            "app_repository and app_archive are both given, and the code comes from one of them: remove the other."
+        )
     if values["app_archive"] and not (
         values["app_archive"].get("path") and values["app_archive"].get("sha256")
     ):

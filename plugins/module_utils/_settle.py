@@ -198,12 +198,14 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
     )
     result["state"] = {**state, **targets(layout, records, live, state["adopted"] is not None)}
     if not check_mode:
-        try:
-            remove_tree(layout.scratch / deployment)
-        except OSError as error:
-            result["removed"]["errors"].append(
-                f"{layout.scratch / deployment} could not be removed ({error.strerror}): remove it by hand."
-            )
+        # Archives were pushed for this release, which is built by now or will never be.
+        for leftover in [layout.scratch / deployment, *layout.scratch.glob("*.archive")]:
+            try:
+                remove_tree(leftover)
+            except OSError as error:
+                result["removed"]["errors"].append(
+                    f"{leftover} could not be removed ({error.strerror}): remove it by hand."
+                )
         if given["primary"]:
             _lock.release(layout, given["token"])
             result["state"]["lock"] = None

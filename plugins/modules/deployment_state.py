@@ -340,7 +340,8 @@ def main() -> None:
             result["changed"] = module.check_mode and not wanted["current"]
             result["diff"] = _wanted.diff(state["current"], wanted)
     except Problem as problem:
-        module.fail_json(**problem.answer())
+        # What was measured is true also where the version is not to be had.
+        module.fail_json(**{**result, **problem.answer()})
     module.exit_json(**result)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from action_tools import act
@@ -94,6 +95,37 @@ def test_the_digest_of_inputs_changes_with_the_environment_and_not_with_the_vers
     digest = check()["add_host"]["host_vars"]["deploy_inputs"]
     assert check(version="v2")["add_host"]["host_vars"]["deploy_inputs"] == digest
     assert check(app_environment={"A": "1"})["add_host"]["host_vars"]["deploy_inputs"] != digest
+
+
+def test_an_inventory_without_a_host_is_told_as_that_and_nothing_else():
+    for groups in ({"app": []}, {}):
+        answer = act(
+            ActionModule, {"purpose": "deployment"}, {"inventory_hostname": "localhost", "groups": groups}
+        )
+        assert answer["failed"]
+        assert answer["errors"] == [answer["msg"]]
+        assert "no host in group app" in answer["msg"]
+
+
+def test_an_archive_is_compared_with_its_sha256_before_it_is_sent(tmp_path):
+    path = tmp_path / "shop.tar"
+    path.write_bytes(b"code")
+    right = hashlib.sha256(b"code").hexdigest()
+    source = {"app_repository": None, "app_version": None}
+    assert not check(**source, app_archive={"path": str(path), "sha256": right.upper()}).get("failed")
+    wrong = check(**source, app_archive={"path": str(path), "sha256": "0" * 64})["errors"]
+    assert len(wrong) == 1
+    assert wrong[0].startswith("app_archive.sha256 is 000")
+    assert right in wrong[0]
+    # A rollback and a status need no archive.
+    assert not check("status", **source, app_archive={"path": str(path), "sha256": "0" * 64}).get("failed")
+
+
+def test_an_archive_that_is_not_there_is_named(tmp_path):
+    answer = check(app_repository=None, app_archive={"path": str(tmp_path / "x.tar"), "sha256": "0" * 64})
+    assert answer["errors"] == [
+        f"app_archive.path '{tmp_path}/x.tar' cannot be read on the controller (No such file or directory): give the path of the tar file."
+    ]
 
 
 def test_true_is_no_text():

@@ -80,6 +80,7 @@ def test_a_deployment_from_begin_to_end(host, ask) -> None:
     with records.open_journal(host.root, record, False) as journal, journal.phase("release"):
         host.release(R2)
     (host.layout.scratch / record["id"]).mkdir(parents=True)
+    (host.layout.scratch / f"{'0' * 64}.archive").write_bytes(b"pushed for this release")
     host.switch(R2, record["id"])
     host.start("web", record["id"], R2)
     host.kill(old)
@@ -102,7 +103,7 @@ def test_a_deployment_from_begin_to_end(host, ask) -> None:
     assert [phase["phase"] for phase in found["phases"]] == ["release"]
     assert ended["state"]["target"]["release"] == R1
     assert not host.layout.lock.exists()
-    assert not (host.layout.scratch / record["id"]).exists()
+    assert list(host.layout.scratch.iterdir()) == []
 
     again = ask(state="finished", record=record, verdict="success")
     assert "failed" not in again

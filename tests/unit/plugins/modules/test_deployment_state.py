@@ -147,6 +147,7 @@ def test_bad_input_is_named_and_changes_nothing(live, ask, params: dict, variabl
     answer = ask(**{"version": "v1", **params})
     assert answer["failed"] is True
     assert variable in answer["msg"]
+    assert answer["state"]["current"]["release"]
 
 
 def test_without_a_root_the_problem_is_told_and_nothing_is_fetched(host, ask) -> None:
