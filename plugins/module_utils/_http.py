@@ -438,6 +438,12 @@ def hint(first: Route, reply: Reply) -> str:
     return ""
 
 
+def _place_of(url: str) -> tuple[str | None, int]:
+    """Return the host and port that *url*, plain HTTP, would be asked at."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.hostname, parts.port or 80
+
+
 def repeat(check: Check, target: Target, values: Values, method: str) -> str:
     """Return the curl command that asks the same by hand; secrets stay ``{secret.name}`` in it."""
     route = target.resolve(values.fill(check.url, check.where))
@@ -457,7 +463,7 @@ def repeat(check: Check, target: Target, values: Values, method: str) -> str:
         name = urllib.parse.urlsplit(f"//{route.host}")
         if name.hostname != route.name:
             words += ["--connect-to", f"{name.hostname}:{name.port or 443}:{route.name}:{route.port}"]
-    elif urllib.parse.urlsplit(url).hostname != route.name:
+    elif _place_of(url) != (route.name, route.port):
         url = f"http://{route.name}:{route.port}{route.path}"
         words += ["-H", f"Host: {route.host}"]
     for name, text in {**(target.headers if route.target else {}), **check.headers}.items():

@@ -345,7 +345,7 @@ def test_what_is_put_in_is_not_replaced_again():
     assert values.fill("{version}", "here", secret=True) == "{secret.pw}"
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix", "tls"])
+@pytest.mark.parametrize("kind", ["tcp", "host", "unix", "tls"])
 def test_the_command_repeats_the_check(server, unix, kind, request):
     if not shutil.which("curl"):
         pytest.skip("there is no curl")
@@ -357,12 +357,13 @@ def test_the_command_repeats_the_check(server, unix, kind, request):
             done = subprocess.run(shlex.split(found["repeat"]), capture_output=True, text=True, check=False)
             sent = tls.requests
     else:
-        place = server if kind == "tcp" else unix
-        target = (
-            Target(server.address, host="shop.example.org")
-            if kind == "tcp"
-            else Target(socket=unix.path, host="shop.example.org")
-        )
+        place = unix if kind == "unix" else server
+        # "host": the Host header names the right machine, but not the port.
+        target = {
+            "tcp": lambda: Target(server.address, host="shop.example.org"),
+            "host": lambda: Target(server.address, host="127.0.0.1"),
+            "unix": lambda: Target(socket=unix.path, host="shop.example.org"),
+        }[kind]()
         found = ask(target, check)
         done = subprocess.run(shlex.split(found["repeat"]), capture_output=True, text=True, check=False)
         sent = place.requests
