@@ -192,14 +192,14 @@ def peer_pid(path: str | os.PathLike[str]) -> int | None:
     return UCRED.unpack(answer)[0]
 
 
-def parse_listeners(text: str, port: int) -> set[int]:
-    """Return the inodes of the sockets that listen on TCP *port*, from the text of /proc/net/tcp or tcp6."""
-    inodes = set()
+def parse_listeners(text: str, port: int, column: int = 9) -> set[int]:
+    """Return a column, by default the inodes, of the sockets that listen on TCP *port*, from the text of /proc/net/tcp or tcp6."""
+    found = set()
     for line in text.splitlines()[1:]:
         fields = line.split()
         if len(fields) > 9 and fields[3] == TCP_LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-            inodes.add(int(fields[9]))
-    return inodes
+            found.add(int(fields[column]))
+    return found
 
 
 def listener_inodes(port: int) -> set[int]:
@@ -212,6 +212,15 @@ def listener_inodes(port: int) -> set[int]:
         with contextlib.suppress(OSError), open(f"{PROC}/net/{name}", encoding="ascii") as stream:
             inodes |= parse_listeners(stream.read(), port)
     return inodes
+
+
+def listener_owners(port: int) -> set[int]:
+    """Return the user ids of the sockets that listen on TCP *port*; they are seen where the processes are not."""
+    owners: set[int] = set()
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(f"{PROC}/net/{name}", encoding="ascii") as stream:
+            owners |= parse_listeners(stream.read(), port, column=7)
+    return owners
 
 
 def listener_pids(port: int) -> list[int]:

@@ -59,6 +59,18 @@ def find_listener(layout: Layout, service: Mapping[str, Any]) -> tuple[bool, int
     return pid is not None, pid or None
 
 
+def not_ours(layout: Layout, port: int) -> bool:
+    """Say whether none of the sockets that listen on *port* can be the application's, judged by their owners.
+
+    For a process that may not be looked into: without root, those of the application's own user are such, too.
+    """
+    ours = {os.geteuid()}
+    for place in (layout.run, layout.shared):
+        with contextlib.suppress(OSError):
+            ours |= {os.stat(entry).st_uid for entry in (place, *place.iterdir())}
+    return not ours & processes.listener_owners(port)
+
+
 def measure_service(
     layout: Layout, service: Mapping[str, Any], found: Iterable[processes.Process]
 ) -> dict[str, Any]:
@@ -91,6 +103,9 @@ def measure_service(
     if result["kind"] == "web":
         result["answers"], pid = find_listener(layout, service)
         if not result["answers"]:
+            serving = None
+        elif pid is None and service.get("bind") == "port" and not_ours(layout, int(service["port"])):
+            result["foreign"] = "another user's process"
             serving = None
         elif pid is not None:
             holder = next((entry for entry in own if entry.pid == pid), None)

@@ -134,6 +134,26 @@ def test_who_has_the_port(host, ours: bool) -> None:
         assert state.mismatches(found, {"release": R1})[-1].startswith("the address of web is held by")
 
 
+@pytest.mark.parametrize("owner", ["ours", "another's"])
+def test_a_port_held_by_a_process_that_cannot_be_looked_into(host, monkeypatch, owner: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert state.processes.listener_owners(port) == {os.geteuid()}
+        # Without root the processes of others have no readable list of files.
+        monkeypatch.setattr(state.processes, "listener_pids", lambda port: [])
+        if owner != "ours":
+            monkeypatch.setattr(state.processes, "listener_owners", lambda port: {os.geteuid() + 4000})
+        found = measure(host, services=[{"name": "web", "kind": "web", "bind": "port", "port": port}])
+    if owner == "ours":
+        assert found["services"][0]["foreign"] is None
+        assert codes(found) == []
+    else:
+        assert "another user" in found["services"][0]["foreign"]
+        assert codes(found) == ["address_taken"]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
