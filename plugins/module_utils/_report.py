@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._state import mismatches
+
 TITLES = {
     "success": "SUCCESS",
     "no_change": "NOTHING TO DO",
@@ -50,9 +52,18 @@ def host_sentence(state: Mapping[str, Any] | None) -> str:
         return "unknown: it does not answer"
     words = [f"serves {_release(state.get('current'))}"]
     for service in state.get("services") or []:
-        up = service.get("answers") if service.get("answers") is not None else service.get("running")
-        words.append(f"{service['name']} {'answers' if up else 'does not answer'}")
+        words.append(service_sentence(service))
     return ", ".join(words)
+
+
+def service_sentence(service: Mapping[str, Any]) -> str:
+    """Return what is true of one service in words; only a web service answers, the others run."""
+    name = service["name"]
+    if service.get("foreign"):
+        return f"the address of {name} is held by {service['foreign']}"
+    if service.get("answers") is None:
+        return f"{name} {'runs' if service.get('running') else 'does not run'}"
+    return f"{name} {'answers' if service['answers'] else 'does not answer'}"
 
 
 def live_on_primary(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -76,7 +87,11 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
     live = live_on_primary(facts)
     if live is not None and facts.get("url"):
         lines.append(f"  address   {facts['url']}")
+    answered = {f.get("host") for f in facts.get("failures") or [] if not f.get("unreachable")}
     for host, state in sorted((facts.get("states") or {}).items()):
+        if facts["verdict"] == "refused" and not state and host in answered:
+            # It answered with the reason why it was not measured.
+            continue
         lines.append(f"  {host:<9} {host_sentence(state)}")
     for key, label in (("record_path", "record"), ("report_path", "report")):
         if facts.get(key):
@@ -151,12 +166,36 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
+def unsettled(host: str, state: Mapping[str, Any]) -> list[str]:
+    """Return in what *host* is not as its own files say, in a sentence; a foreign address is a problem of its own."""
+    current = state.get("current")
+    services = state.get("services") or []
+    if not current:
+        left = sorted({service["name"] for service in services if service.get("running")})
+        if not left:
+            return []
+        return [
+            f"{host}: of service {', '.join(left)} a process runs, but the link current names no release, so that "
+            "nothing would be started after a reboot: deploy the version again."
+        ]
+    wrong = [
+        clause
+        for clause in mismatches(state, {"release": current["release"], "deployment": current["deployment"]})
+        if not clause.startswith("the address of")
+    ]
+    if not wrong:
+        return []
+    return [
+        f"{host}: {'; '.join(wrong)}: playbooks/rollback.yml --tags restart starts what is down and stops what is left over."
+    ]
+
+
 def status(facts: Mapping[str, Any]) -> list[str]:
     """Return what ``status.yml`` shows: a line for each host and service, then what needs attention.
 
     :param facts: ``application``, ``stage``, ``states`` ({host: what it answered}), ``primary``, ``url``, ``root``.
     """
-    rows = [("host", "release", "service", "answers", "from", "instance", "pid")]
+    rows = [("host", "release", "service", "up", "from", "instance", "pid")]
     attention = []
     states = facts.get("states") or {}
     for host, state in sorted(states.items()):
@@ -167,6 +206,7 @@ def status(facts: Mapping[str, Any]) -> list[str]:
         current = _release(state.get("current"))
         for service in state.get("services") or [{}]:
             up = service.get("answers") if service.get("answers") is not None else service.get("running")
+            up = up and not service.get("foreign")
             rows.append(
                 (
                     host,
@@ -180,6 +220,7 @@ def status(facts: Mapping[str, Any]) -> list[str]:
             )
         attention += [f"{host}: {problem['message']}" for problem in state.get("problems") or []]
         attention += [f"{host}: {warning['message']}" for warning in state.get("warnings") or []]
+        attention += unsettled(host, state)
         if state.get("interrupted"):
             stopped = state["interrupted"]
             attention.append(

@@ -1,0 +1,64 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of what a person reads at the end of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.runbook.deploy.plugins.module_utils._report import host_sentence, status, terminal
+
+
+def service(name: str = "web", **fields: Any) -> dict[str, Any]:
+    kind = {"running": True, "answers": True, "foreign": None, "release": "r1", "deployment": "d1", "pid": 7}
+    return {"name": name, "instances": [{"deployment": "d1"}], **kind, **fields}
+
+
+def state(*services: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    current = {"release": "r1", "deployment": "d1", "version": "v1", "commit": "c" * 40}
+    return {"current": current, "services": list(services), "problems": [], "warnings": [], **fields}
+
+
+def shown(found: dict[str, Any] | None) -> str:
+    facts = {"application": "shop", "stage": "test", "root": "/srv/shop", "primary": "web1"}
+    return "\n".join(status({**facts, "states": {"web1": found}}))
+
+
+def test_only_a_web_service_answers_the_others_run() -> None:
+    words = host_sentence(state(service(), service("worker", answers=None)))
+    assert words.endswith("web answers, worker runs")
+    words = host_sentence(state(service(answers=False), service("worker", answers=None, running=False)))
+    assert words.endswith("web does not answer, worker does not run")
+
+
+def test_a_stranger_at_the_address_is_no_answer_of_ours() -> None:
+    found = service(foreign="pid 9: nc -l", running=False, release=None)
+    assert "the address of web is held by pid 9: nc -l" in host_sentence(state(found))
+    assert shown(state(found)).splitlines()[2].split()[-4:] == ["no", "-", "d1", "7"]
+
+
+def test_nothing_needs_attention_only_when_all_is_as_it_should_be() -> None:
+    assert "nothing needs attention." in shown(state(service(), service("worker", answers=None)))
+
+
+def test_what_is_down_needs_attention() -> None:
+    text = shown(state(service(answers=False, running=False), service("worker", answers=None, running=False)))
+    assert "nothing needs attention." not in text
+    assert "web1: web does not answer; worker does not run: playbooks/rollback.yml --tags restart" in text
+
+
+def test_a_lost_link_current_needs_attention() -> None:
+    text = shown(state(service(), current=None))
+    assert "the link current names no release" in text
+    assert "nothing needs attention." in shown(state(service(running=False, answers=False), current=None))
+
+
+def ended(failure: dict[str, Any]) -> str:
+    facts = {"application": "shop", "stage": "test", "verdict": "refused", "states": {"web1": None}}
+    return "\n".join(terminal({**facts, "failures": [{"host": "web1", "phase": "preflight", **failure}]}))
+
+
+def test_a_host_that_refused_is_not_called_silent() -> None:
+    assert "does not answer" not in ended({"reason": "app_version 'v9' is no tag.", "unreachable": False})
+    assert "unknown: it does not answer" in ended({"reason": "no route", "unreachable": True})
