@@ -42,7 +42,11 @@ def worst(applied: Iterable[Migration], plan: Mapping[str, Any], key: str) -> st
 
 
 def _names(migrations: Iterable[Migration]) -> str:
-    return ", ".join(".".join(row) for row in migrations)
+    names = [".".join(row) for row in migrations]
+    if len(names) > 6:
+        # A first deployment applies all of Django's own; the record has the whole list.
+        return f"{len(names)} migrations ({', '.join(names[:2])} … {names[-1]})"
+    return ", ".join(names)
 
 
 def host_is_new(state: Mapping[str, Any], release: str) -> bool:
@@ -135,7 +139,9 @@ def decide(
 
 
 def _place(revert: Sequence[str]) -> str:
-    return f"{', '.join(revert)} go back to" if revert else "the hosts still serve"
+    if not revert:
+        return "the hosts still serve"
+    return f"{', '.join(revert)} {'goes' if len(revert) == 1 else 'go'} back to"
 
 
 def _with_migrations(

@@ -333,3 +333,16 @@ def test_everything_since_is_undone_as_one(to: str) -> None:
 def test_a_target_that_cannot_be_is_refused(to: str, complete: list, says: str) -> None:
     with pytest.raises(Problem, match=says):
         towards(HISTORY, to, complete)
+
+
+def test_a_long_list_of_migrations_is_counted() -> None:
+    names = [f"{number:04}" for number in range(1, 23)]
+    plan = [migration(name) for name in names]
+    found = decide(
+        record=record(plan, previous=None, applied_before=[]),
+        states={"web1": {**state("old", tuple(names)), "current": None}},
+        primary="web1",
+    )
+    assert found["level"] == "abandon"
+    assert "22 migrations (" in found["reason"]
+    assert len(found["reason"]) < 200
