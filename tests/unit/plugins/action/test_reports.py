@@ -20,7 +20,16 @@ ID = "20261121T020000-bbbb"
 STATE = {
     "current": {"release": "ba9876543210-00000000", "version": "v2", "commit": "b" * 40, "deployment": ID},
     "services": [
-        {"name": "web", "answers": True, "running": True, "release": "r", "deployment": ID, "pid": 7}
+        {
+            "name": "web",
+            "answers": True,
+            "running": True,
+            "foreign": None,
+            "release": "ba9876543210-00000000",
+            "deployment": ID,
+            "pid": 7,
+            "instances": [{"deployment": ID}],
+        }
     ],
 }
 FACTS = {
