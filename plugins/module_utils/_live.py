@@ -420,8 +420,13 @@ class Switch:
         }
 
 
-def stop_everything(settings: Settings) -> list[str]:
-    """Stop all instances of all deployments and the adopted installation; return what was stopped."""
+def stop_everything(settings: Settings, boot: bool = True) -> list[str]:
+    """Stop all instances of all deployments and the adopted installation; return what was stopped.
+
+    :param boot: False takes back first what would be started at the next boot, and count as the release before.
+    """
+    if not boot:
+        put_link(settings.layout.current, None)
     members = discover(settings, None)
     adopted = adopted_member(settings)
     return stop_all([*members, adopted] if adopted else members)

@@ -148,12 +148,16 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
     )
     if params["expect"] and params["verdict"] in ("success", "rolled_back"):
         wrong = _state.mismatches(state, params["expect"])
+        expected = (
+            f"release {params['expect'].get('release')} of deployment {params['expect'].get('deployment')}"
+        )
+        if params["expect"].get("nothing"):
+            expected = "nothing"
         if wrong:
             raise Problem(
                 f"The verdict {params['verdict']} of {deployment} on {given['host'] or 'this host'} is not what is "
-                f"measured: expected release {params['expect'].get('release')} of deployment "
-                f"{params['expect'].get('deployment')}, found that {'; '.join(wrong)}: nothing was finished and the "
-                "lock is kept; see playbooks/status.yml, then roll back or deploy again.",
+                f"measured: expected {expected}, found that {'; '.join(wrong)}: nothing was finished and the lock is "
+                "kept; see playbooks/status.yml, then roll back or deploy again.",
                 state=state,
             )
     record.update(

@@ -249,8 +249,11 @@ def mismatches(state: Mapping[str, Any], expect: Mapping[str, Any]) -> list[str]
     """Return, as clauses for a sentence, in what the measured *state* differs from *expect*.
 
     :param expect: ``{release, deployment}``; a None is not compared, except that the deployment ``adopted``
-        expects the adopted unit to be active and nothing of ours to run.
+        expects the adopted unit to be active and nothing of ours to run. ``{nothing: True}``: nothing is live.
     """
+    if expect.get("nothing"):
+        wrong = [f"{service['name']} still runs" for service in state["services"] if service["running"]]
+        return wrong + ([f"current is {state['current']['release']}"] if state["current"] else [])
     if expect.get("deployment") == ADOPTED:
         wrong = [
             f"{service['name']} of {service['release']} runs"

@@ -174,6 +174,10 @@ options:
     description: Seconds that connections to what served before may last; at their end it is stopped all the same.
     type: float
     default: 30
+  boot:
+    description: With O(state=stopped), whether what is live is started again at the next boot; V(false) makes nothing live.
+    type: bool
+    default: true
   adopt:
     description: The installation that ran the application before this collection did (C(app_adopt)).
     type: dict
@@ -445,6 +449,7 @@ def main() -> None:
             "gate_timeout": {"type": "float", "default": 20},
             "stay_up": {"type": "float", "default": 5},
             "drain_timeout": {"type": "float", "default": 30},
+            "boot": {"type": "bool", "default": True},
             "adopt": {"type": "dict", "options": adopt},
             "record": {"type": "dict"},
         },
@@ -462,9 +467,10 @@ def main() -> None:
             if module.check_mode:
                 stopped = [f"{entry['name']} of deployment {entry['deployment']}" for entry in running]
             else:
-                stopped = stop_everything(settings)
+                stopped = stop_everything(settings, options["boot"])
                 answer["services"] = status(settings)["services"]
-            answer.update(stopped=stopped, changed=bool(running))
+            forgotten = not options["boot"] and answer["live"]["release"] is not None
+            answer.update(stopped=stopped, changed=bool(running) or forgotten)
         else:
             environment = parse_environment(options["environment"], "app_environment")
             answer = bring_live(settings, options, environment, module.check_mode)

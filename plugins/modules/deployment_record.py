@@ -77,6 +77,7 @@ options:
   expect:
     description:
       - What must be measured before O(verdict=success) or O(verdict=rolled_back) is believed, as C(release) and C(deployment) (the instance).
+      - C(nothing), when true, says instead that nothing is live on this host.
       - Where it is not, the module fails, nothing is finished and the lock is kept.
     type: dict
     default: {}

@@ -109,6 +109,18 @@ def test_a_dead_service_leaves_its_socket_and_does_not_answer(live) -> None:
     assert not state.is_current(found, R1)
 
 
+def test_a_host_where_nothing_shall_be_live(live) -> None:
+    assert state.mismatches(measure(live), {"nothing": True}) == [
+        "web still runs",
+        "worker still runs",
+        f"current is {R1}",
+    ]
+    live.kill(live.web)
+    live.kill(live.worker)
+    live.layout.current.unlink()
+    assert state.mismatches(measure(live), {"nothing": True, "release": ""}) == []
+
+
 def test_a_leftover_instance_is_seen(live) -> None:
     live.start("web", D2, R1, address=str(live.layout.socket("web", D2)))
     wrong = state.mismatches(measure(live), expected())

@@ -371,6 +371,17 @@ def test_stop_and_start(host: Host) -> None:
     assert not host.run(state="started", stay_up=0)["changed"]
 
 
+def test_what_was_refused_is_stopped_for_good(host: Host) -> None:
+    """Not started by the next boot, and not what the next deployment would go back to."""
+    host.deploy(ONE, host.release("one"))
+    assert host.run(state="stopped", boot=False, check=True)["changed"]
+    assert host.layout.current.is_symlink() and host.running() == {("web", ONE)}
+    assert host.run(state="stopped", boot=False)["changed"]
+    assert host.running() == set() and not os.path.lexists(host.layout.current)
+    assert not host.run(state="stopped", boot=False)["changed"]
+    assert "Nothing is current" in host.run(state="started")["msg"]
+
+
 DRIVER = """
 import json, os, signal, sys
 from ansible.module_utils.testing import patch_module_args
