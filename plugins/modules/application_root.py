@@ -88,6 +88,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils._command import par
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
+# Stands for the numbers of a user who does not exist yet.
+NEW = -1
+
 
 class Wanted(NamedTuple):
     """A directory as it has to be; owner and group are numeric."""
@@ -99,24 +102,32 @@ class Wanted(NamedTuple):
 
     def text(self) -> str:
         """Return mode and owner for a diff."""
-        return f"{self.path} {self.mode:04o} {self.owner}:{self.group}"
+        owner, group = ("new" if number == NEW else number for number in (self.owner, self.group))
+        return f"{self.path} {self.mode:04o} {owner}:{group}"
 
 
-def wanted_directories(layout: Layout, user: str | None, data: list[str]) -> list[Wanted]:
+def wanted_directories(
+    layout: Layout, user: str | None, data: list[str], check_mode: bool = False
+) -> list[Wanted]:
     """Return the directories of *layout*, parents first.
 
     What the application reads belongs to whoever deploys; only run, logs and data belong to the application.
 
+    :param check_mode: the task before this one would have made the user.
     :raises Problem: when the user does not exist, or a data directory lies outside C(shared).
     """
     me, my_group = os.geteuid(), os.getegid()
+    app, group = me, my_group
     try:
         entry = pwd.getpwnam(user) if user else pwd.getpwuid(me)
+        if me == 0:
+            app, group = entry.pw_uid, entry.pw_gid
     except KeyError as error:
-        raise Problem(
-            f"The user {user!r} (app_user) does not exist: make it, or set setup_manage_user to true."
-        ) from error
-    app, group = (entry.pw_uid, entry.pw_gid) if me == 0 else (me, my_group)
+        if not check_mode:
+            raise Problem(
+                f"The user {user!r} (app_user) does not exist: make it, or set setup_manage_user to true."
+            ) from error
+        app, group = NEW, NEW
     result = [
         Wanted(layout.root, 0o755, me, my_group),
         Wanted(layout.releases, 0o755, me, my_group),
@@ -213,7 +224,9 @@ def main() -> None:
     layout = Layout(module.params["root"])
     try:
         environment = parse_environment(module.params["build_environment"], "build_environment")
-        wanted = wanted_directories(layout, module.params["user"], module.params["data_directories"])
+        wanted = wanted_directories(
+            layout, module.params["user"], module.params["data_directories"], module.check_mode
+        )
         found = {item.path: present(item.path) for item in wanted}
         different = [item for item in wanted if found[item.path] != item]
         if not module.check_mode:
