@@ -12,8 +12,11 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
+import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -27,6 +30,9 @@ CREDENTIALS = re.compile(r"(?i)\b(https?|ssh|git|ftps?)://[^/@\s]*@")
 # The way to the outside is the host's, not the application's: these are passed on where the task has them.
 PASSED_ON = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "SSL_CERT_FILE", "GIT_SSL_CAINFO")
 MOST_COMMITS = 1000
+PRIVATE = "runbook-git-"
+# Seconds after which a private directory belongs to nobody who still lives: no fetch may take so long.
+ABANDONED = 3600
 
 
 def redact_url(text: str) -> str:
@@ -68,7 +74,8 @@ class Access(NamedTuple):
         key, known_hosts = source.get("key"), source.get("known_hosts")
         if repository.startswith("-"):
             raise Problem(f"app_repository {repository!r} is not an address or a path: it begins with '-'.")
-        with tempfile.TemporaryDirectory(prefix="runbook-git-") as name:
+        sweep(Path(tempfile.gettempdir()), time.time() - ABANDONED)
+        with tempfile.TemporaryDirectory(prefix=PRIVATE) as name:
             private = Path(name)
             address = repository
             settings = ["[safe]", "\tdirectory = *"]
@@ -91,6 +98,15 @@ class Access(NamedTuple):
                     if spelling in os.environ:
                         environment[spelling] = os.environ[spelling]
             yield Access(repository, address, environment, tuple(address_secrets(repository)))
+
+
+def sweep(directory: Path, before: float) -> None:
+    """Remove our private directories in *directory* from before the time *before*: a killed run left its key there."""
+    for path in directory.glob(f"{PRIVATE}*"):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mtime < before:
+                shutil.rmtree(path)
 
 
 def own_settings() -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _git, _source
+from ansible_collections.runbook.deploy.plugins.module_utils._git import sweep
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._source import (
@@ -394,3 +395,13 @@ def test_another_host_fetches_only_what_it_lacks(layout: Layout, repository: Rep
         pass
     with provide(layout, source(repository), "main", second) as found:
         assert (found.commit, found.version) == (second, "main")
+
+
+def test_the_key_of_a_killed_run_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    for name in ("runbook-git-old", "runbook-git-new", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "key").write_text("secret")
+    for name in ("runbook-git-old", "other"):
+        os.utime(tmp_path / name, (1000, 1000))
+    sweep(tmp_path, before=2000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "runbook-git-new"]
