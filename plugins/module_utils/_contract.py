@@ -95,7 +95,7 @@ VARIABLES: dict[str, Variable] = {
     "app_health_successes": Variable("int", 2, "Consecutive successes that make an instance healthy."),
     "app_health_host": Variable("str", "", "Host header of health checks; the host of app_url by default."),
     "app_start_timeout": Variable("int", 60, "Seconds an instance may take until it is healthy."),
-    "app_gate_timeout": Variable("int", 20, "Seconds an instance that answers may go on answering wrong."),
+    "app_gate_timeout": Variable("int", 20, "Seconds an instance, or app_url, may answer wrong."),
     "app_stay_up": Variable("int", 5, "Seconds a healthy instance must stay up before it gets traffic."),
     "app_drain_timeout": Variable("int", 30, "Seconds an old instance may take to finish what it does."),
     "app_smoke_tests": Variable("list", [], "Checks and flows through app_url after the switch."),

@@ -99,6 +99,7 @@ def until(
     successes: int = 1,
     interval: float = 1.0,
     deadline: float = 60.0,
+    patience: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def until(
         return in that time is abandoned (its thread is a daemon) and counts as inconclusive.
     :param interval: seconds from the end of an attempt to the next one.
     :param deadline: seconds for everything; outlived by at most one second.
+    :param patience: seconds after which a failed attempt is the last one; None: the deadline. What could not be
+        asked is asked again until the deadline all the same.
     :return: the :func:`gate_result`, with ``attempts``, ``streak`` (successes in a row at the end),
         ``seconds`` and ``reason`` (one sentence, "" when it passed).
     :raises Problem: when *successes* or *deadline* is not positive; what *probe* raises is raised here.
@@ -142,6 +145,9 @@ def until(
             streak = 0
             # What the deadline cut short says less than an attempt that was whole.
             wrong = wrong if wrong is not None and over else last
+            if patience is not None and last["verdict"] == FAIL and clock() - begun >= patience:
+                deadline = patience
+                break
         elif not over:
             streak += 1
         if streak >= successes:

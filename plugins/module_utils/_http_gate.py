@@ -61,6 +61,7 @@ def run_gate(
     successes: int = 2,
     interval: float = 0.5,
     deadline: float = 60.0,
+    patience: float | None = None,
     read_only: bool = False,
 ) -> dict[str, Any]:
     """Ask *checks* until all pass *successes* times in a row, then do *flows*; all within *deadline* seconds.
@@ -96,7 +97,7 @@ def run_gate(
                 checks, target, placeholders=placeholders, secrets=secrets, timeout=timeout, deadline=left
             )
 
-        gate = until(probe, successes=successes, interval=interval, deadline=deadline)
+        gate = until(probe, successes=successes, interval=interval, deadline=deadline, patience=patience)
     if flows and (gate["passed"] or not checks):
         limit = begun + deadline
 

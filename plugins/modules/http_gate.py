@@ -99,6 +99,11 @@ options:
     description: Seconds for everything.
     type: float
     default: 60
+  patience:
+    description:
+      - Seconds during which a wrong answer is asked for again; by default O(deadline).
+      - A release that answers wrong serves meanwhile. What could not be asked at all is asked again until O(deadline).
+    type: float
   on_no_data:
     description:
       - What happens when the gate is inconclusive, because something could not be asked or there is nothing to ask.
@@ -296,6 +301,7 @@ def work(module: AnsibleModule) -> dict[str, Any]:
             successes=options["successes"],
             interval=options["interval"],
             deadline=options["deadline"],
+            patience=options["patience"],
             read_only=module.check_mode,
         )
         entry["gate"] = gate
@@ -331,6 +337,7 @@ def main() -> None:
             "successes": {"type": "int", "default": 2},
             "interval": {"type": "float", "default": 0.5},
             "deadline": {"type": "float", "default": 60},
+            "patience": {"type": "float"},
             "on_no_data": {"type": "str", "choices": ["fail", "inconclusive"], "default": "fail"},
             "root": {"type": "path"},
             "phase": {"type": "str", "default": "smoke_test"},

@@ -147,6 +147,34 @@ def test_no_attempt_is_begun_that_cannot_end_in_time():
     assert (len(lefts), found["verdict"]) == (2, "inconclusive")
 
 
+def test_a_wrong_answer_is_not_asked_for_until_the_deadline():
+    clock = Clock()
+    asked = []
+    answer = until(
+        lambda left: asked.append(clock.now) or one("fail"),
+        interval=1,
+        deadline=300,
+        patience=5,
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    assert (answer["verdict"], answer["attempts"], len(asked)) == ("fail", 6, 6)
+    assert "within 5 s" in answer["reason"]
+
+
+def test_what_cannot_be_asked_yet_is_not_a_matter_of_patience():
+    clock = Clock()
+    answer = until(
+        lambda left: one("pass" if clock.now >= 1030 else "inconclusive"),
+        interval=1,
+        deadline=60,
+        patience=5,
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    assert answer["passed"] and answer["attempts"] == 31
+
+
 def test_a_pass_after_the_deadline_does_not_count():
     clock = Clock()
 
