@@ -138,7 +138,7 @@ def unreadable(path: Path, error: BaseException) -> Problem:
     elif "unable to open" in text or "readonly" in text:
         advice = "its file and directory must be readable and writable for the user who runs this"
     else:
-        advice = "it is damaged or no SQLite database; restore a backup, or correct app_database.path"
+        advice = "it is damaged or no SQLite database; restore a backup with playbooks/rollback.yml --tags restore, or correct app_database.path"
         return Damaged(f"The database at app_database.path ({path}) cannot be read: {text}; {advice}.")
     return Problem(f"The database at app_database.path ({path}) cannot be read: {text}; {advice}.")
 
