@@ -59,6 +59,6 @@ demo-status: demo-prepare
 
 demo-clean:
 	@if test -d $(DEMO_DIR)/srv; then \
-	  $(MAKE) --no-print-directory $(DEMO_VENV)/.installed $(DEMO_DIR)/secret && \
+	  $(MAKE) -s --no-print-directory $(DEMO_VENV)/.installed $(DEMO_DIR)/secret >/dev/null && \
 	  $(DEMO_RUN) playbooks/remove.yml -e remove_confirm=goexplorer -e deployment_take_over=true; fi
-	@if test -d $(DEMO_DIR); then chmod -R u+w $(DEMO_DIR) && rm -rf $(DEMO_DIR); fi
+	@if test -d $(DEMO_DIR); then chmod -R u+w $(DEMO_DIR) && rm -rf $(DEMO_DIR) && echo "$(DEMO_DIR) is removed."; fi
