@@ -228,7 +228,9 @@ def status(facts: Mapping[str, Any]) -> list[str]:
                 "take it back with playbooks/rollback.yml -e deployment_take_over=true, or deploy again with the same."
             )
         elif state.get("lock"):
-            attention.append(f"{host}: {state['lock']['message']}")
+            attention.append(
+                f"{host}: {state['lock']['message']} With it, playbooks/rollback.yml takes that run back, and playbooks/deploy.yml deploys over it."
+            )
         heads, recorded = state.get("heads"), state.get("recorded_heads")
         if recorded and heads and recorded != heads:
             ahead = ", ".join(

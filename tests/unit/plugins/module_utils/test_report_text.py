@@ -62,3 +62,8 @@ def ended(failure: dict[str, Any]) -> str:
 def test_a_host_that_refused_is_not_called_silent() -> None:
     assert "does not answer" not in ended({"reason": "app_version 'v9' is no tag.", "unreachable": False})
     assert "unknown: it does not answer" in ended({"reason": "no route", "unreachable": True})
+
+
+def test_a_held_lock_names_the_playbooks_that_go_on() -> None:
+    text = shown(state(service(), lock={"message": "The lock is held; take over with -e x=true."}))
+    assert "take over with -e x=true. With it, playbooks/rollback.yml takes that run back" in text
