@@ -8,6 +8,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 
@@ -28,3 +29,15 @@ class Problem(Exception):
     def answer(self) -> dict[str, Any]:
         """Return the keyword arguments for ``AnsibleModule.fail_json``."""
         return {"msg": self.message, "evidence": self.evidence, **self.results}
+
+
+def of_system(error: OSError, root: str) -> Problem:
+    """Return the Problem for an *error* of the operating system that nobody expected, such as a full disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Problem(
+            f"There is no space left for {error.filename or 'what has to be written'} on the file system of app_root {root!r}: "
+            "free some there, then run again."
+        )
+    return Problem(
+        f"{error.filename or 'A file'} in app_root {root!r} could not be read or written: {error.strerror or error}; correct that, then run again."
+    )

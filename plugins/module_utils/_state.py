@@ -36,6 +36,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils._record import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._record import public as public_record
 
+# Less than an environment of a small application needs.
+SPACE_LOW = 64 * 2**20
+
 
 def socket_deployment(layout: Layout, service: str) -> str | None:
     """Return the deployment named by the target of the public link of *service*'s socket."""
@@ -215,6 +218,15 @@ def measure(
         except Problem as problem:
             problems.append(facts.fact("database_unreadable", problem.message))
     lock = read_lock(layout)
+    space = measure_space(layout.root) if exists else None
+    if space and space["free"] < SPACE_LOW:
+        warnings.append(
+            facts.fact(
+                "space_low",
+                f"The file system of app_root {str(layout.root)!r} has {space['free'] // 2**20} MiB left, and a release with its "
+                "environment and backup needs more: free some.",
+            )
+        )
     state = {
         "exists": exists,
         "current": current,
@@ -230,7 +242,7 @@ def measure(
         "open_record": public_record(open_record(records)),
         "adopted": adopted,
         "python": {"version": platform.python_version(), "executable": sys.executable},
-        "space": measure_space(layout.root) if exists else None,
+        "space": space,
         "problems": problems,
         "warnings": warnings,
     }

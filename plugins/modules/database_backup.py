@@ -234,7 +234,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     engine_of,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 
 
@@ -350,6 +350,8 @@ def main() -> None:
         answer = back_up(module.params, module.check_mode)
     except Problem as problem:
         module.fail_json(**problem.answer())
+    except OSError as error:
+        module.fail_json(**of_system(error, module.params["root"]).answer())
     module.exit_json(**answer)
 
 

@@ -163,7 +163,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import backups_locked
 from ansible_collections.runbook.deploy.plugins.module_utils._database import DATABASE_OPTION, engine_of
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 from ansible_collections.runbook.deploy.plugins.module_utils._restore import Order, describe, preview, restore
 
@@ -217,6 +217,8 @@ def main() -> None:
         answer = go_back(module.params, module.check_mode)
     except Problem as problem:
         module.fail_json(**problem.answer())
+    except OSError as error:
+        module.fail_json(**of_system(error, module.params["root"]).answer())
     for process in answer["late"]:
         module.warn(
             f"Process {process['pid']} ({process['command'][:80]}) opened the former database while it was exchanged: "

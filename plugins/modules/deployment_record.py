@@ -243,7 +243,7 @@ damaged:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import load_records, open_journal, public
 from ansible_collections.runbook.deploy.plugins.module_utils._settle import NOTHING_REMOVED, begin, finish
 
@@ -296,6 +296,8 @@ def main() -> None:
             result = finish(layout, params, module.check_mode)
     except Problem as problem:
         module.fail_json(**problem.answer())
+    except OSError as error:
+        module.fail_json(**of_system(error, module.params["root"]).answer())
     module.exit_json(changed=False, **result)
 
 

@@ -243,7 +243,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._migrate import (
     verify,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, open_journal
 
 # The names of the phases in the record.
@@ -392,6 +392,8 @@ def main() -> None:
                 answer = work(params, target, journal, entry)
     except Problem as problem:
         module.fail_json(**problem.answer())
+    except OSError as error:
+        module.fail_json(**of_system(error, module.params["root"]).answer())
     module.exit_json(**answer)
 
 

@@ -233,7 +233,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._command import par
 from ansible_collections.runbook.deploy.plugins.module_utils._environment import secret_parts
 from ansible_collections.runbook.deploy.plugins.module_utils._git import address_secrets
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, current_release
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 from ansible_collections.runbook.deploy.plugins.module_utils._release import (
     Outcome,
@@ -364,6 +364,8 @@ def main() -> None:
             results["diff"] = difference(layout, wanted, outcome)
     except Problem as problem:
         module.fail_json(**problem.answer())
+    except OSError as error:
+        module.fail_json(**of_system(error, module.params["root"]).answer())
     for note in outcome.notes:
         module.warn(note)
     module.exit_json(**results)

@@ -118,7 +118,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._application import
 from ansible_collections.runbook.deploy.plugins.module_utils._command import run
 from ansible_collections.runbook.deploy.plugins.module_utils._handover import Borrower, lent, lent_release
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, read_json
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 from ansible_collections.runbook.deploy.plugins.module_utils._static import (
     complete,
@@ -308,6 +308,8 @@ def main() -> None:
             )
     except Problem as problem:
         module.fail_json(**problem.answer())
+    except OSError as error:
+        module.fail_json(**of_system(error, module.params["root"]).answer())
     module.exit_json(**answer)
 
 

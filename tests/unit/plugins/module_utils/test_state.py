@@ -355,3 +355,11 @@ def test_what_is_adopted_must_exist_until_a_release_is_current(host) -> None:
     assert facts.check_adopted(adopt, None, True) == []
     assert facts.check_adopted({"path": str(host.root), "service": "shop"}, False, False) == []
     assert facts.check_adopted({}, None, False) == []
+
+
+def test_a_disk_that_is_almost_full_is_a_warning_and_no_refusal(live, monkeypatch) -> None:
+    assert "space_low" not in [warning["code"] for warning in measure(live)["warnings"]]
+    monkeypatch.setattr(state, "measure_space", lambda path: {"free": 5 << 20, "total": 1 << 30, "inodes": 9})
+    found = measure(live)
+    assert "has 5 MiB left" in "".join(warning["message"] for warning in found["warnings"])
+    assert codes(found) == []

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -308,3 +309,13 @@ def test_wrong_options_are_named(ask, params: dict, text: str) -> None:
 def test_without_a_root_setup_is_named(host, capsys) -> None:
     answer = run_module(module, capsys, root=str(host.root / "none"), state="begun")
     assert "setup.yml" in answer["msg"]
+
+
+def test_a_full_disk_is_said_in_a_sentence(host, ask, monkeypatch) -> None:
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "begin", full)
+    answer = begin(ask)
+    assert answer["failed"] is True
+    assert "There is no space left" in answer["msg"]
