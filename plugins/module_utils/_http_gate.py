@@ -12,7 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._gate import PASS, gate_result, until
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
+from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
+    INCONCLUSIVE,
+    PASS,
+    gate_result,
+    until,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._http import (
     in_parallel,
     reads_only,
@@ -29,7 +35,36 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
     parse_flows,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 
+# The options of the module http_gate and of its action, and what holds between them.
+OPTIONS: dict[str, Any] = {
+    "checks": {"type": "list", "elements": "dict", "default": []},
+    "flows": {"type": "list", "elements": "dict", "default": []},
+    "address": {"type": "str"},
+    "socket": {"type": "path"},
+    "host": {"type": "str"},
+    "headers": {"type": "dict", "default": {}},
+    "validate_certs": {"type": "bool", "default": True},
+    "ca_path": {"type": "path"},
+    "placeholders": {"type": "dict", "default": {}},
+    "secrets": {"type": "str", "no_log": True},
+    "timeout": {"type": "float", "default": 10},
+    "successes": {"type": "int", "default": 2},
+    "interval": {"type": "float", "default": 0.5},
+    "deadline": {"type": "float", "default": 60},
+    "patience": {"type": "float"},
+    "on_no_data": {"type": "str", "choices": ["fail", "inconclusive"], "default": "fail"},
+    "root": {"type": "path"},
+    "phase": {"type": "str", "default": "smoke_test"},
+    "record": {"type": "dict"},
+}
+RULES: dict[str, Any] = {
+    "mutually_exclusive": [("address", "socket")],
+    "required_one_of": [("address", "socket")],
+}
+EVIDENCE_LINES = 20
 # Of the checks that did not pass, in the one sentence; the others are in the answer.
 TOLD = 3
 
@@ -123,3 +158,50 @@ def sentence(gate: Mapping[str, Any], place: str) -> str:
     told = " ".join(check["message"] for check in wrong[:TOLD])
     others = ", ".join(repr(check["name"]) for check in wrong[TOLD:])
     return " ".join(filter(None, [begin, f"Others that did not pass: {others}." if others else "", told]))
+
+
+def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Run the gate that *options* (see ``OPTIONS``) describe, keep its journal, and return the gate.
+
+    :param warn: called with a sentence for each check of lower severity that did not pass.
+    :raises Problem: when the gate does not pass, or an option is wrong.
+    """
+    secrets = parse_environment(options["secrets"], "secrets")
+    checks, flows = read_tests(options["checks"], options["flows"])
+    target = Target(
+        options["address"],
+        options["socket"],
+        options["host"],
+        options["headers"],
+        options["validate_certs"],
+        options["ca_path"],
+    )
+    journal = open_journal(options["root"], options["record"], check_mode, secrets.values())
+    with journal, journal.phase(options["phase"]) as entry:
+        gate = run_gate(
+            checks,
+            flows,
+            target,
+            placeholders=options["placeholders"],
+            secrets=secrets,
+            timeout=options["timeout"],
+            successes=options["successes"],
+            interval=options["interval"],
+            deadline=options["deadline"],
+            patience=options["patience"],
+            read_only=check_mode,
+        )
+        entry["gate"] = gate
+        nothing_left = check_mode and gate["not_asked"] and not gate["checks"]
+        tolerated = gate["verdict"] == INCONCLUSIVE and (options["on_no_data"] != "fail" or nothing_left)
+        if not gate["passed"] and not tolerated:
+            lines = [check["message"] for check in gate["checks"] if check["verdict"] != PASS]
+            raise Problem(
+                sentence(gate, options["address"] or options["socket"]),
+                "\n".join(lines[:EVIDENCE_LINES]),
+                **gate,
+            )
+    for check in gate["checks"]:
+        if check["name"] in gate["degraded"] and check["verdict"] != PASS:
+            warn(check["message"])
+    return gate

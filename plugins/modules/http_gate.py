@@ -260,95 +260,16 @@ evidence:
   type: str
 """
 
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
-from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, PASS
-from ansible_collections.runbook.deploy.plugins.module_utils._http_gate import read_tests, run_gate, sentence
-from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target
+from ansible_collections.runbook.deploy.plugins.module_utils._http_gate import OPTIONS, RULES, perform
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
-
-EVIDENCE_LINES = 20
-
-
-def work(module: AnsibleModule) -> dict[str, Any]:
-    """Run the gate that the module's options describe, and keep its journal.
-
-    :raises Problem: when it does not pass, or an option is wrong.
-    """
-    options = module.params
-    secrets = parse_environment(options["secrets"], "secrets")
-    checks, flows = read_tests(options["checks"], options["flows"])
-    target = Target(
-        options["address"],
-        options["socket"],
-        options["host"],
-        options["headers"],
-        options["validate_certs"],
-        options["ca_path"],
-    )
-    journal = open_journal(options["root"], options["record"], module.check_mode, secrets.values())
-    with journal, journal.phase(options["phase"]) as entry:
-        gate = run_gate(
-            checks,
-            flows,
-            target,
-            placeholders=options["placeholders"],
-            secrets=secrets,
-            timeout=options["timeout"],
-            successes=options["successes"],
-            interval=options["interval"],
-            deadline=options["deadline"],
-            patience=options["patience"],
-            read_only=module.check_mode,
-        )
-        entry["gate"] = gate
-        nothing_left = module.check_mode and gate["not_asked"] and not gate["checks"]
-        tolerated = gate["verdict"] == INCONCLUSIVE and (options["on_no_data"] != "fail" or nothing_left)
-        if not gate["passed"] and not tolerated:
-            lines = [check["message"] for check in gate["checks"] if check["verdict"] != PASS]
-            raise Problem(
-                sentence(gate, options["address"] or options["socket"]),
-                "\n".join(lines[:EVIDENCE_LINES]),
-                **gate,
-            )
-    for check in gate["checks"]:
-        if check["name"] in gate["degraded"] and check["verdict"] != PASS:
-            module.warn(check["message"])
-    return gate
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "checks": {"type": "list", "elements": "dict", "default": []},
-            "flows": {"type": "list", "elements": "dict", "default": []},
-            "address": {"type": "str"},
-            "socket": {"type": "path"},
-            "host": {"type": "str"},
-            "headers": {"type": "dict", "default": {}},
-            "validate_certs": {"type": "bool", "default": True},
-            "ca_path": {"type": "path"},
-            "placeholders": {"type": "dict", "default": {}},
-            "secrets": {"type": "str", "no_log": True},
-            "timeout": {"type": "float", "default": 10},
-            "successes": {"type": "int", "default": 2},
-            "interval": {"type": "float", "default": 0.5},
-            "deadline": {"type": "float", "default": 60},
-            "patience": {"type": "float"},
-            "on_no_data": {"type": "str", "choices": ["fail", "inconclusive"], "default": "fail"},
-            "root": {"type": "path"},
-            "phase": {"type": "str", "default": "smoke_test"},
-            "record": {"type": "dict"},
-        },
-        mutually_exclusive=[("address", "socket")],
-        required_one_of=[("address", "socket")],
-        supports_check_mode=True,
-    )
+    """Run the module."""
+    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
     try:
-        answer = work(module)
+        answer = perform(module.params, module.check_mode, module.warn)
     except Problem as problem:
         module.fail_json(**problem.answer())
     module.exit_json(changed=False, **answer)

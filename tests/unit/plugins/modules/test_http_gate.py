@@ -71,10 +71,14 @@ def test_a_gate_that_fails_names_every_critical_check(run):
     assert "Traceback: it broke" in answer["evidence"]
 
 
-def test_a_lesser_check_warns_and_fails_nothing(run):
+def test_a_lesser_check_warns_and_fails_nothing(run, monkeypatch):
+    # Where tests of actions were imported before, Ansible shows warnings itself instead of answering them.
+    warnings = []
+    monkeypatch.setattr(http_gate.AnsibleModule, "warn", lambda _module, text: warnings.append(text))
     answer = run(checks=[{"url": "/ok"}, {"name": "nice", "url": "/error", "severity": "degraded"}])
     assert (answer["passed"], answer["degraded"]) == (True, ["nice"])
-    assert any("nice" in str(warning) for warning in answer["warnings"])
+    assert len(warnings) == 1
+    assert "'nice'" in warnings[0]
 
 
 @pytest.mark.parametrize(
