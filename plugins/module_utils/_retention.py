@@ -107,12 +107,18 @@ def surplus_backups(backups: Sequence[str], pinned: Collection[str], keep: int) 
 def pinned_backups(
     records: Sequence[Mapping[str, Any]], live: str | None, target: Mapping[str, Any] | None
 ) -> set[str]:
-    """Return the backups named by the records of the *live* deployment, of the *target*'s, and of the unfinished."""
+    """Return the backups named by the records of the *live* deployment, of the *target*'s, and of the unfinished, and
+    the copy that the newest restore took of what it replaced."""
     wanted = {live, (target or {}).get("deployment")}
     result = set()
     for record in [*needs_attention(records), *(record for record in records if record["id"] in wanted)]:
-        restore = record.get("restore") or {}
-        result |= {(record.get("backup") or {}).get("id"), restore.get("safety")}
+        result.add((record.get("backup") or {}).get("id"))
+    copies = (
+        (phase.get("result") or {}).get("safety")
+        for record in records
+        for phase in record.get("phases") or []
+    )
+    result.add(next(filter(None, copies), None))
     return {name for name in result if name}
 
 

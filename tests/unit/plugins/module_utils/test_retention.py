@@ -150,6 +150,15 @@ def test_the_files_of_an_unfinished_deployment_stay_before_its_release_is_built(
     assert not secret.exists(), "a secret file of a deployment that failed does not lie about"
 
 
+def test_the_copy_of_what_the_newest_restore_replaced_stays() -> None:
+    def restored(name: str, safety: str) -> dict:
+        phase = {"phase": "restore", "result": {"restored": "b", "safety": safety}}
+        return {"id": name, "verdict": "success", "kind": "rollback", "phases": [phase], "backup": {}}
+
+    records = [{"id": "3", "verdict": "success", "phases": []}, restored("2", "new"), restored("1", "old")]
+    assert retention.pinned_backups(records, None, None) == {"new"}
+
+
 def test_what_runs_stays(host) -> None:
     for number in range(1, 5):
         deploy(host, number)
