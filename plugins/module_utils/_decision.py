@@ -74,7 +74,7 @@ def decide(
     :param level: a level asked for by the operator, or "".
     :param consent: the operator accepts that writes since the backup are lost.
     :return: ``level``, ``reason``, ``revert`` (hosts that go back to the target), ``unknown`` (hosts that did not
-        answer), ``reverse`` (migrations to undo), ``target`` and ``commands`` for a person to go on with.
+        answer), ``reverse`` (migrations to undo), ``code_first`` (they are undone when the old code serves), ``target`` and ``commands`` for a person to go on with.
     """
     unknown = sorted(host for host, state in states.items() if not state)
     reached = {host: state for host, state in states.items() if state}
@@ -105,6 +105,8 @@ def decide(
             "level": chosen,
             "reason": reason,
             "reverse": list(undo),
+            # Old code that runs with what is applied goes first: no code ever meets a schema that lacks what it needs.
+            "code_first": bool(undo) and worst(undo, plan, "compatible") == "yes",
             "commands": commands(chosen, record, target, unknown, primary),
         }
 

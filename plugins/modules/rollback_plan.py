@@ -118,6 +118,9 @@ plan:
       description: Migrations to undo, as lists of app and name.
       type: list
       elements: list
+    code_first:
+      description: Whether they are undone when the old code serves, which is proved to run with them, and not before.
+      type: bool
     target:
       description: The release to go back to, or null.
       type: dict

@@ -214,6 +214,15 @@ def test_a_restore_that_would_be_refused_is_refused_before_anything_is_stopped(
     assert expected == "restore" or "rollback_level=restore" in found["reason"]
 
 
+@pytest.mark.parametrize(("compatible", "first"), [("yes", True), ("no", False), ("unknown", False)])
+def test_code_that_runs_with_the_migrations_goes_back_before_them(compatible: str, first: bool) -> None:
+    rec = record([migration("0002", compatible=compatible)])
+    live = {"web1": state("new", ("0001", "0002"))}
+    found = decide(record=rec, states=live, primary="web1", level="migrations")
+    assert (found["level"], found["code_first"]) == ("migrations", first)
+    assert decide(record=record(), states={"web1": state("new")}, primary="web1")["code_first"] is False
+
+
 def test_abandon_is_no_way_to_start_old_code_on_a_new_schema() -> None:
     rec = record([migration("0002", compatible="no")])
     live = {"web1": state("new", ("0001", "0002"))}
