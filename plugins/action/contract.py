@@ -46,7 +46,7 @@ class ActionModule(ActionBase):
         if not errors and purpose == "deployment" and values.get("app_archive"):
             errors = self._archive(values["app_archive"])
         if not errors:
-            primary, errors = self._primary(values, variables)
+            primary, errors = self._primary(values, variables, purpose)
         if errors:
             result.update(failed=True, msg="\n".join(errors), errors=errors, changed=False)
             return result
@@ -119,7 +119,9 @@ class ActionModule(ActionBase):
             ]
         return []
 
-    def _primary(self, values: dict[str, Any], variables: dict[str, Any]) -> tuple[str, list[str]]:
+    def _primary(
+        self, values: dict[str, Any], variables: dict[str, Any], purpose: str
+    ) -> tuple[str, list[str]]:
         """Return the primary host, and what is wrong with it."""
         hosts = variables.get("groups", {}).get("app", [])
         primary = values.get("app_primary") or (hosts[0] if hosts else "")
@@ -128,7 +130,8 @@ class ActionModule(ActionBase):
                 f"app_primary is {primary!r}, which is not a host of group app: {', '.join(hosts) or 'it is empty'}."
             ]
         taking_part = variables.get("ansible_play_hosts_all", [])
-        if primary not in taking_part:
+        # setup does the same on each host, so that one that is new can be prepared alone.
+        if primary not in taking_part and purpose != "setup":
             return primary, [
                 f"The primary host {primary} is left out by --limit: it backs up, migrates and keeps the record; "
                 "leave it in, or name another in app_primary."

@@ -59,6 +59,11 @@ def test_a_limit_without_the_primary_is_refused():
     assert "add_host" not in answer
 
 
+def test_a_host_that_is_new_can_be_set_up_alone():
+    answer = check("setup", host="web2", limit=("web2",))
+    assert answer["add_host"]["groups"] == ["deploy_hosts", "deploy_others"]
+
+
 def test_version_on_the_command_line_wins():
     assert check(version="v2")["add_host"]["host_vars"]["deploy_version"] == "v2"
 
