@@ -45,6 +45,7 @@ class ActionModule(ActionBase):
         errors = self._aliases(values, variables) + check(values, purpose)
         if not errors and purpose == "deployment" and values.get("app_archive"):
             errors = self._archive(values["app_archive"])
+        errors += self._partial(purpose, variables)
         if not errors:
             primary, errors = self._primary(values, variables, purpose)
         if errors:
@@ -87,6 +88,17 @@ class ActionModule(ActionBase):
                 # A version such as 2.7 is a number to YAML.
                 values[name] = str(values[name])
         return values
+
+    @staticmethod
+    def _partial(purpose: str, variables: dict[str, Any]) -> list[str]:
+        """Refuse a part of a deployment: what it leaves out is what makes the rest safe."""
+        asked = [*variables.get("ansible_run_tags", ["all"]), *variables.get("ansible_skip_tags", [])]
+        if purpose != "deployment" or [str(tag) for tag in asked] == ["all"]:
+            return []
+        return [
+            "A deployment runs whole: leave out --tags and --skip-tags. Parts of a rollback are chosen with the tags of "
+            "playbooks/rollback.yml, a measurement alone is playbooks/status.yml."
+        ]
 
     def _aliases(self, values: dict[str, Any], variables: dict[str, Any]) -> list[str]:
         """Apply ``-e version=`` and hold ``-e env=`` against app_stage."""

@@ -137,6 +137,12 @@ def decide(
         return result("stop", "There is no release before this one that could be gone back to.")
     if not reverse:
         return result("code", f"No migration was applied: {_place(revert)} the release before.")
+    if unknown and worst(reverse, plan, "compatible") != "yes" and switching_began(record):
+        return result(
+            "stop",
+            f"{', '.join(unknown)} may serve the new release, which needs {_names(reverse)}, and the release before is not "
+            "proved to run with that: a person has to look at that host first.",
+        )
     return _with_migrations(result, record, reverse, plan, revert, consent)
 
 
@@ -259,6 +265,13 @@ def _asked_to_restore(result: Any, record: Mapping[str, Any], consent: bool) -> 
 def migration_began(record: Mapping[str, Any]) -> bool:
     """Say whether the record shows that migrations were, or may have been, applied."""
     return any(phase.get("phase") == "migrate" for phase in record.get("phases", []))
+
+
+def switching_began(record: Mapping[str, Any]) -> bool:
+    """Say whether the record shows that a host serves the new release, or may."""
+    return bool(record.get("traffic_taken")) or any(
+        phase.get("phase") == "restart" for phase in record.get("phases", [])
+    )
 
 
 def commands(

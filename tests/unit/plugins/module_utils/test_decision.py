@@ -137,6 +137,16 @@ def test_when_no_host_answers_nothing_is_claimed() -> None:
     assert (level(found), found["unknown"]) == ("stop", ["web1"])
 
 
+def test_migrations_are_not_reversed_under_a_host_that_may_serve_the_new_release() -> None:
+    states = {"web1": state("old", ("0001", "0002")), "web2": None}
+    needed = [migration("0002", compatible="no")]
+    began = record(needed, phases=[{"phase": "migrate"}, {"phase": "restart"}])
+    assert level(decide(record=began, states=states, primary="web1")) == "stop"
+    assert level(decide(record=record(needed), states=states, primary="web1")) == "migrations"
+    harmless = record([migration("0002")], phases=[{"phase": "migrate"}, {"phase": "restart"}])
+    assert level(decide(record=harmless, states=states, primary="web1")) != "stop"
+
+
 def test_a_database_that_does_not_answer_stops() -> None:
     silent = {**state("new"), "applied": None}
     assert (
