@@ -74,7 +74,8 @@ def decide(
     :param level: a level asked for by the operator, or "".
     :param consent: the operator accepts that writes since the backup are lost.
     :return: ``level``, ``reason``, ``revert`` (hosts that go back to the target), ``unknown`` (hosts that did not
-        answer), ``reverse`` (migrations to undo), ``code_first`` (they are undone when the old code serves), ``target`` and ``commands`` for a person to go on with.
+        answer), ``reverse`` (migrations to undo), ``code_first`` (they are undone when the old code serves),
+        ``target`` and ``commands`` for a person to go on with.
     """
     unknown = sorted(host for host, state in states.items() if not state)
     reached = {host: state for host, state in states.items() if state}

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, remove_tree
 from ansible_collections.runbook.deploy.plugins.modules import app_service
 
 SERVER = Path(__file__).with_name("small_server.py")
@@ -125,13 +126,16 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def host(capsys: pytest.CaptureFixture[str]) -> Any:
     """Return a host whose processes are ended afterwards."""
-    made = Host(tmp_path / "a", capsys)
+    # Not pytest's own directory: its name grows with the test's, and a socket's path may have 107 bytes.
+    short = Path(tempfile.mkdtemp(prefix="rb-"))
+    made = Host(short / "a", capsys)
     yield made
     for entry in _processes.application_processes(made.root):
         with contextlib.suppress(ProcessLookupError):
             os.kill(entry.pid, signal.SIGKILL)
+    remove_tree(short)
 
 
 class Client(threading.Thread):
