@@ -48,7 +48,7 @@ def last_answer(variables: Mapping[str, Any], names: Sequence[str]) -> Any:
             result = variables[name]
         except KeyError:
             continue
-        if result.get("unreachable"):
+        if result.get("unreachable") or result.get("unreachable_host"):
             return None
         if result.get("state"):
             return result["state"]

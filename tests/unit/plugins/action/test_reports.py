@@ -132,8 +132,9 @@ def test_the_last_answer_is_that_of_the_first_name():
     assert last_answer({"early": {"state": {"a": 2}}}, ["late", "early"]) == {"a": 2}
 
 
-def test_a_host_that_was_lost_has_no_last_answer_whatever_it_said_before():
-    variables = {"late": {"unreachable": True, "msg": "gone"}, "early": {"state": {"a": 2}}}
+@pytest.mark.parametrize("key", ["unreachable", "unreachable_host"])
+def test_a_host_that_was_lost_has_no_last_answer_whatever_it_said_before(key):
+    variables = {"late": {key: True, "msg": "gone"}, "early": {"state": {"a": 2}}}
     assert last_answer(variables, ["late", "early"]) is None
 
 
