@@ -64,6 +64,17 @@ def test_a_host_that_is_new_can_be_set_up_alone():
     assert answer["add_host"]["groups"] == ["deploy_hosts", "deploy_others"]
 
 
+def test_a_part_of_a_deployment_is_refused():
+    for changes in ({"ansible_run_tags": ["release"]}, {"ansible_skip_tags": ["preflight", "notest"]}):
+        assert "A deployment runs whole" in check(**changes)["msg"]
+        assert "failed" not in check(purpose="rollback", **changes)
+
+
+def test_tags_that_molecule_always_skips_leave_a_deployment_whole():
+    answer = check(ansible_run_tags=["all"], ansible_skip_tags=["molecule-notest", "notest"])
+    assert "failed" not in answer
+
+
 def test_version_on_the_command_line_wins():
     assert check(version="v2")["add_host"]["host_vars"]["deploy_version"] == "v2"
 
