@@ -5,11 +5,6 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-from ansible.plugins.callback.default import CallbackModule as Default
-
 DOCUMENTATION = r"""
 name: phases
 type: stdout
@@ -27,6 +22,11 @@ extends_documentation_fragment:
 requirements:
   - It is set as C(stdout_callback) in the configuration.
 """
+
+import time
+from typing import Any
+
+from ansible.plugins.callback.default import CallbackModule as Default
 
 PHASE = "Phase "
 # They have shown everything themselves.
