@@ -190,7 +190,11 @@ def undone(records: Iterable[Mapping[str, Any]]) -> set[str]:
         if record.get("undone_by"):
             result.add(record["id"])
         if record.get("kind") == "rollback" and record.get("verdict") == "success":
-            result |= {record.get("undoes"), (record.get("previous") or {}).get("deployment")}
+            result.add(record.get("undoes"))
+            left = (record.get("previous") or {}).get("deployment")
+            # One that found the earlier instance live, because the failed one never was, left nothing behind.
+            if left != record.get("instance"):
+                result.add(left)
     return result - {None, "", ADOPTED}
 
 

@@ -65,7 +65,8 @@ def entry(deployment: str, release: str | None, verdict: str | None = "success",
 
 
 def rollback(deployment: str, left: str, release: str | None, **fields) -> dict:
-    return entry(deployment, release, kind="rollback", undoes=left, previous={"deployment": left}, **fields)
+    found = {"undoes": left, "previous": {"deployment": left}, **fields}
+    return entry(deployment, release, kind="rollback", **found)
 
 
 # The journal
@@ -292,6 +293,17 @@ def test_ids_grow_even_when_the_clock_goes_back() -> None:
             [rollback(D4, D3, R2, verdict="failed"), entry(D3, R3), entry(D2, R2)],
             R3,
             (R2, D2),
+        ),
+        (
+            "a rollback of what never went live leaves the one that served a target",
+            [
+                entry(D3, R3),
+                rollback(D2, D1, R1, previous={"release": R1, "deployment": D0}, instance=D0),
+                entry(D1, R2, "stopped"),
+                entry(D0, R1),
+            ],
+            R3,
+            (R1, D0),
         ),
         (
             "two rollbacks after each other",
