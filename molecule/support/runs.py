@@ -62,13 +62,16 @@ class Run:
         return f"{self.command}\nexit code {self.code} after {self.seconds:.1f} s\n{tail}"
 
 
-def environment(recap: Path, executions: Path) -> dict[str, str]:
+def environment(recap: Path, executions: Path, verbosity: int) -> dict[str, str]:
     """The operator's environment: nothing of molecule's own configuration, and the callbacks that count."""
+    # With -vvv Ansible's own output shows most: whole answers and invocations.
+    shown = {"ANSIBLE_STDOUT_CALLBACK": "default"} if verbosity >= 3 else {}
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MOLECULE_"))
     }
     return {
         **kept,
+        **shown,
         "ANSIBLE_CALLBACK_PLUGINS": os.pathsep.join(str(path) for path in CALLBACKS),
         "ANSIBLE_CALLBACKS_ENABLED": "recap,executions",
         "ANSIBLE_FORCE_COLOR": "0",
@@ -104,7 +107,7 @@ def run_playbook(
             process = subprocess.Popen(
                 command,
                 cwd=PROJECT,
-                env=environment(recap, executions),
+                env=environment(recap, executions, verbosity),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -16,16 +16,17 @@ NOTES = "owner_agreements_admin_notes"
 ADMIN_NOTE = "owner_agreements.0004_adminnote"
 
 
-class TestUpgrade:
-    @pytest.fixture(scope="class")
-    def upgrade(self, site, step):
-        page = site.ask("/").body.decode()
-        static = {path: site.ask(path).body for path in re.findall(r'"(/static/[^"]+)"', page)}
-        with site.commands() as seen:
-            done = step("deploy", "-e", "version=v2.7", verbosity=3)
-        done.seen, done.static = seen, static
-        return done
+@pytest.fixture(scope="class")
+def upgrade(site, step):
+    page = site.ask("/").body.decode()
+    static = {path: site.ask(path).body for path in re.findall(r'"(/static/[^"]+)"', page)}
+    with site.commands() as seen:
+        done = step("deploy", "-e", "version=v2.7", verbosity=3)
+    done.seen, done.static = seen, static
+    return done
 
+
+class TestUpgrade:
     def test_it_succeeds(self, upgrade):
         assert upgrade.run.code == 0, str(upgrade.run)
         assert "SUCCESS" in upgrade.run.report.splitlines()[0]
@@ -96,20 +97,21 @@ class TestUpgrade:
         assert reboot("v2.7") == []
 
 
-class TestTheSameAgain:
-    @pytest.fixture(scope="class")
-    def again(self, site, timed):
-        assert site.wrong("v2.7") == []
-        mirror = f"{site.root}/repository.git"
-        before = SimpleNamespace(
-            backups=backups(site),
-            tree=site.tree(without=(mirror,)),
-            processes=site.probe("processes", site.user, user=site.user),
-        )
-        with timed("deploy -e version=v2.7, again"):
-            done = site.playbook("deploy", "-e", "version=v2.7")
-        return SimpleNamespace(run=done, before=before, tree=site.tree(without=(mirror,)))
+@pytest.fixture(scope="class")
+def again(site, timed):
+    assert site.wrong("v2.7") == []
+    mirror = f"{site.root}/repository.git"
+    before = SimpleNamespace(
+        backups=backups(site),
+        tree=site.tree(without=(mirror,)),
+        processes=site.probe("processes", site.user, user=site.user),
+    )
+    with timed("deploy -e version=v2.7, again"):
+        done = site.playbook("deploy", "-e", "version=v2.7")
+    return SimpleNamespace(run=done, before=before, tree=site.tree(without=(mirror,)))
 
+
+class TestTheSameAgain:
     def test_no_task_changes_anything(self, again):
         assert again.run.code == 0, str(again.run)
         assert again.run.changed == []
@@ -132,11 +134,12 @@ class TestTheSameAgain:
         assert 0 < again.run.count("web1") <= 4, again.run.executions
 
 
-class TestRollbackOfTheMigrations:
-    @pytest.fixture(scope="class")
-    def back(self, step):
-        return step("rollback", "-e", "rollback_level=migrations")
+@pytest.fixture(scope="class")
+def back(step):
+    return step("rollback", "-e", "rollback_level=migrations")
 
+
+class TestRollbackOfTheMigrations:
     def test_it_succeeds(self, back):
         assert back.run.code == 0, str(back.run)
         assert "SUCCESS" in back.run.report.splitlines()[0]

@@ -52,15 +52,16 @@ BROKEN = {
 }
 
 
+@pytest.fixture(scope="class")
+def failed(request, site, step):
+    assert site.wrong("v2.6") == []
+    done = step("deploy", "-e", f"version={request.param}", verbosity=3)
+    done.verdict, *done.reasons = BROKEN[request.param]
+    return done
+
+
 @pytest.mark.parametrize("failed", BROKEN, indirect=True, scope="class")
 class TestBroken:
-    @pytest.fixture(scope="class")
-    def failed(self, request, site, step):
-        assert site.wrong("v2.6") == []
-        done = step("deploy", "-e", f"version={request.param}", verbosity=3)
-        done.verdict, *done.reasons = BROKEN[request.param]
-        return done
-
     def test_the_exit_code_says_so(self, failed):
         assert failed.run.code == 2, str(failed.run)
 

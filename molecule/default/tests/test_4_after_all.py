@@ -26,11 +26,12 @@ class TestAfterAllOfThem:
         assert in_files_of_everybody(site, secrets)["found"] == []
 
 
-class TestAGoodVersion:
-    @pytest.fixture(scope="class")
-    def forward(self, step):
-        return step("deploy", "-e", "version=v2.7")
+@pytest.fixture(scope="class")
+def forward(step):
+    return step("deploy", "-e", "version=v2.7")
 
+
+class TestAGoodVersion:
     def test_it_succeeds(self, forward):
         assert forward.run.code == 0, str(forward.run)
 
@@ -43,11 +44,12 @@ class TestAGoodVersion:
         assert stored(site, ledger) == []
 
 
-class TestRollbackOfTheCode:
-    @pytest.fixture(scope="class")
-    def back(self, step):
-        return step("rollback", "-e", "rollback_level=code", "-e", "rollback_reason=test")
+@pytest.fixture(scope="class")
+def back(step):
+    return step("rollback", "-e", "rollback_level=code", "-e", "rollback_reason=test")
 
+
+class TestRollbackOfTheCode:
     def test_it_succeeds(self, back):
         assert back.run.code == 0, str(back.run)
 
