@@ -14,6 +14,7 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action.normal import ActionModule as NormalAction
+from ansible_collections.runbook.deploy.plugins.plugin_utils._archives import reused
 
 
 class ActionModule(NormalAction):
@@ -21,7 +22,8 @@ class ActionModule(NormalAction):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
-            return super().run(tmp, task_vars)
+            with reused():
+                return super().run(tmp, task_vars)
         except AnsibleConnectionFailure as error:
             if not self._task.ignore_unreachable:
                 raise

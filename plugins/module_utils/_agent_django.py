@@ -1,7 +1,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Operations inside a Django application: start, settings, verify, collectstatic.
+"""Operations inside a Django application: start, settings, verify, inert, collectstatic.
 
 Runs in the application's Python (3.8 and up, Django 3.2 and up), loaded by ``_agent_runtime.py``; imports nothing of
 the collection, and Django only inside functions. Facts are collected here; they are judged on the host.
@@ -15,6 +15,7 @@ import importlib
 import os
 import runpy
 import sys
+import weakref
 from typing import Any
 
 # The level from which `manage.py check` fails (django.core.checks.ERROR).
@@ -276,6 +277,40 @@ def _missing_migrations(release: str) -> list[dict[str, Any]]:
     return found
 
 
+def inert(context: Any) -> dict[str, Any]:
+    """Return ``{inert}``: whether ``migrate`` does nothing at all while no migration is pending.
+
+    Even then it sends its signals. Django's own receivers add content types and permissions, for which there is nothing new
+    while no model changed, and a model of an app with migrations changes by a migration. Anything else may do anything: a
+    command of the project's own, another receiver, an app that has models and no migrations.
+    """
+    from django.apps import apps
+    from django.core.management import get_commands
+    from django.db.migrations.loader import MigrationLoader
+    from django.db.models.signals import post_migrate, pre_migrate
+    from django.utils.module_loading import module_has_submodule
+
+    del context
+    if get_commands().get("migrate", "django.core") != "django.core":
+        return {"inert": False}
+    for app_config in apps.get_app_configs():
+        # As migrate does it, because receivers are registered there.
+        if module_has_submodule(app_config.module, "management"):
+            importlib.import_module(".management", app_config.name)
+    receivers = [entry[1] for signal in (pre_migrate, post_migrate) for entry in signal.receivers]
+    without = MigrationLoader(None, ignore_no_migrations=True).unmigrated_apps
+    return {
+        "inert": all(_is_djangos(receiver) for receiver in receivers)
+        and not any(list(apps.get_app_config(label).get_models()) for label in without)
+    }
+
+
+def _is_djangos(receiver: Any) -> bool:
+    """Return whether *receiver*, which a signal may hold by a weak reference, is a function of Django's."""
+    found = receiver() if isinstance(receiver, weakref.ref) else receiver
+    return found is None or str(getattr(found, "__module__", "")).startswith("django.")
+
+
 # --- collectstatic ---
 
 
@@ -309,5 +344,6 @@ OPERATIONS = {
     "start": start,
     "settings": settings_facts,
     "verify": verify,
+    "inert": inert,
     "collectstatic": collectstatic,
 }

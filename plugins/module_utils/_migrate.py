@@ -19,7 +19,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._command import run
 from ansible_collections.runbook.deploy.plugins.module_utils._database import applied as applied_in
 from ansible_collections.runbook.deploy.plugins.module_utils._database import heads
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import read_json, write_json
-from ansible_collections.runbook.deploy.plugins.module_utils._plan import judge_plan
+from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan, judge_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, left_behind, read_records
 
@@ -99,7 +99,7 @@ def verify(
     checks: bool = True,
     import_modules: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return ``{applied, heads, plan, notes}`` as the new code sees the database *scratch*.
+    """Return ``{applied, heads, plan, notes, inert}`` as the new code sees the database *scratch*.
 
     :param scratch: ``{engine, path}``; None: the live one, which is only read.
     :param checks: also run the checks; otherwise only the plan is made.
@@ -112,6 +112,8 @@ def verify(
         if checks:
             found = agent.call("verify", import_modules=list(import_modules), release=str(target.path))
         state = agent.call("state")
+        # Asked last, because it imports more of the application than anything before.
+        inert = bool(checks and not state["pending"] and agent.call("inert")["inert"])
     left = left_behind(read_records(target.layout))
     errors, warnings = judge_findings(found, state, started["disabled"], left)
     if errors:
@@ -128,6 +130,7 @@ def verify(
         "heads": heads(state["applied"]),
         "plan": judge_plan(state),
         "notes": [agent.hide(text) for text in warnings],
+        "inert": inert,
     }
 
 
@@ -226,6 +229,39 @@ def split_unknown(state: Mapping[str, Any]) -> tuple[list[list[str]], list[list[
 
 
 # --- apply and reverse ---
+
+
+def nothing_pending(
+    target: Installed,
+    journal: Journal,
+    *,
+    verified: Sequence[Sequence[str]] | None,
+    plan: Sequence[Sequence[str]] | None,
+    live: Mapping[str, Any] | None,
+    initial_command: Sequence[str],
+) -> dict[str, Any] | None:
+    """Return the answer of :func:`apply` without starting the application; None where it has to be started.
+
+    :param verified: what was applied on the copy on which the same code has just found nothing pending and ``migrate``
+        inert; None where it has not. The live database must have exactly these rows now.
+    """
+    if not verified or plan is None or len(plan) or not live:
+        return None
+    if initial_command and target.layout.initial_command.exists():
+        return None
+    rows = applied_in(live, "django")
+    if rows is None or [list(row) for row in rows] != [list(row) for row in verified]:
+        return None
+    remember_before(target, journal, rows)
+    journal.update(heads_after=heads(rows))
+    return {
+        "changed": False,
+        "applied": rows,
+        "heads": heads(rows),
+        "plan": empty_plan(),
+        "seconds": [],
+        "initial_command": False,
+    }
 
 
 class Progress:

@@ -92,6 +92,13 @@ options:
       - An empty list is refused, because it would remove every table.
     type: list
     elements: list
+  verified:
+    description:
+      - What was applied on the copy when O(state=verified) of the same release answered that it is C(inert). When O(plan) is empty and
+        the live database has exactly these migrations applied, O(state=applied) does not start the application.
+      - When not given, the application is started, which sends the signals of C(migrate) again.
+    type: list
+    elements: list
   import_modules:
     description: Modules that O(state=verified) imports besides, to see that they can be imported.
     type: list
@@ -187,6 +194,10 @@ notes:
   type: list
   elements: str
   returned: when O(state=verified)
+inert:
+  description: Whether C(migrate) does nothing at all now. Nothing is pending, and nothing but Django itself listens to its signals.
+  type: bool
+  returned: when O(state=verified)
 seconds:
   description: How long each migration took, with C(app), C(name) and C(seconds).
   type: list
@@ -239,6 +250,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import DA
 from ansible_collections.runbook.deploy.plugins.module_utils._migrate import (
     apply,
     expected_keys,
+    nothing_pending,
     reverse,
     verify,
 )
@@ -306,7 +318,7 @@ def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
         return {**answer, "reversed": [], "seconds": []}
     answer["plan"] = empty_plan()
     if params["state"] == "verified":
-        answer["notes"] = []
+        answer.update(notes=[], inert=True)
     elif params["state"] == "applied":
         answer.update(seconds=[], initial_command=False)
     return answer
@@ -327,13 +339,21 @@ def work(
             import_modules=params["import_modules"],
         )
         journal.update(plan=found["plan"])
-        notes = found.pop("notes")
+        notes, inert = found.pop("notes"), found.pop("inert")
         if state == "verified":
             found["notes"] = entry["notes"] = notes
+            found["inert"] = inert
         entry["pending"] = len(found["plan"]["migrations"])
         return {"changed": False, **found}
     if state == "applied":
-        answer = apply(
+        answer = nothing_pending(
+            target,
+            journal,
+            verified=params["verified"],
+            plan=params["plan"],
+            live=params["live_database"],
+            initial_command=params["initial_command"],
+        ) or apply(
             target,
             journal,
             plan=expected_keys(params["plan"]),
@@ -367,6 +387,7 @@ def main() -> None:
             "live_database": LIVE_DATABASE,
             "plan": {"type": "list", "elements": "raw"},
             "applied": {"type": "list", "elements": "list"},
+            "verified": {"type": "list", "elements": "list"},
             "import_modules": {"type": "list", "elements": "str", "default": []},
             "initial_command": {"type": "list", "elements": "str", "default": []},
             "time_limit": {"type": "int", "default": 300},

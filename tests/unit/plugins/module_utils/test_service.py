@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _fleet, _process, _processes, _service
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import Instance, describe
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
@@ -206,3 +207,37 @@ def test_undo_goes_backwards_and_never_stops() -> None:
     undo.drop(dropped)
     assert undo.run() == ["second: no space"]
     assert done == [3, 1]
+
+
+def test_a_death_is_seen_between_two_questions_to_the_manager(tmp_path: Path, monkeypatch) -> None:
+    """The manager is asked seldom, the kernel often."""
+    monkeypatch.setattr(_service, "ASK", 60.0)
+    job = member(tmp_path, "sleep 0.5")
+    job.start()
+    begun = time.monotonic()
+    with pytest.raises(Problem, match="does not stay up"):
+        _service.stay_up([job], 20)
+    assert time.monotonic() - begun < 5
+    job.stop()
+
+
+def test_the_manager_has_the_last_word(tmp_path: Path, monkeypatch) -> None:
+    """A restart that it counted fails a service whose process is there all the time."""
+    monkeypatch.setattr(_service, "ASK", 60.0)
+    job = member(tmp_path, "sleep 30")
+    job.start()
+    asked: list[int] = []
+    status = job.unit.status
+
+    def counted() -> _process.Status:
+        asked.append(1)
+        return status()._replace(restarts=len(asked) - 1)
+
+    monkeypatch.setattr(job.unit, "status", counted)
+    try:
+        with pytest.raises(Problem, match="does not stay up"):
+            _service.stay_up([job], 0.7)
+        assert len(asked) == 2
+    finally:
+        monkeypatch.undo()
+        job.stop()

@@ -1,0 +1,173 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When the application need not be started to migrate nothing, and when it has to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.runbook.deploy.plugins.modules.migration import main
+from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_project import DjangoProject
+
+APPS = """\
+from django.apps import AppConfig
+from django.db.models.signals import post_migrate
+
+
+class OrdersConfig(AppConfig):
+    name = "orders"
+
+    def ready(self):
+        post_migrate.connect(roles)
+
+
+def roles(**_facts):
+    pass
+"""
+COMMAND = """\
+from django.core.management.commands.migrate import Command as Migrate
+
+
+class Command(Migrate):
+    pass
+"""
+ALONE = "from django.db import models\n\n\nclass Alone(models.Model):\n    pass\n"
+MANAGEMENT = "from django.db.models.signals import pre_migrate\n\n\ndef note(**_facts):\n    pass\n\n\npre_migrate.connect(note)\n"
+
+
+class Host:
+    """A project whose settings count how often the application is started."""
+
+    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.project = DjangoProject(root)
+        self.capsys = capsys
+        self.counter = root / "shared" / "starts"
+        self.project.append_settings(f"open({str(self.counter)!r}, 'a').write('x')\n")
+        self.project.manage("migrate", "--verbosity", "0")
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        """Run the module; the answer gets ``started``, how often it started the application."""
+        before = self.starts()
+        arguments = {
+            "root": str(self.project.root),
+            "release": self.project.name,
+            "environment_path": str(self.project.environment),
+            "environment": json.dumps(self.project.variables),
+            "live_database": {"engine": "sqlite", "path": str(self.project.database)},
+            **options,
+        }
+        self.capsys.readouterr()
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            main()
+        answer = json.loads(self.capsys.readouterr().out)
+        return {"failed": False, **answer, "started": self.starts() - before}
+
+    def starts(self) -> int:
+        return len(self.counter.read_text()) if self.counter.exists() else 0
+
+    def verified(self) -> dict[str, Any]:
+        scratch = {"engine": "sqlite", "path": str(self.project.scratch())}
+        found = self.run(state="verified", database=scratch)
+        assert not found["failed"], found
+        return found
+
+    def applied(self, found: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Apply as the role does: what was verified is passed on where nothing is to be done."""
+        unchanged = {"verified": found["applied"]} if found["inert"] else {}
+        return self.run(state="applied", plan=found["plan"]["migrations"], **unchanged, **options)
+
+
+@pytest.fixture
+def host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Host:
+    return Host(tmp_path / "srv", capsys)
+
+
+def test_nothing_pending_starts_nothing_and_answers_the_same(host: Host) -> None:
+    record = {"id": "20261121T013700-ab12", "token": "t" * 16, "host": "web1", "primary": False, "about": {}}
+    found = host.verified()
+    assert found["inert"] is True
+    done = host.applied(found, record=record)
+    assert done["started"] == 0
+    story = json.loads((host.project.root / "deployments" / f"{record['id']}.json").read_text())
+    assert story["applied_before"] == found["applied"]
+    assert story["heads_after"] == found["heads"]
+    assert [(phase["phase"], phase["state"]) for phase in story["phases"]] == [("migrate", "done")]
+    asked = host.run(state="applied", plan=[])
+    assert asked["started"] > 0
+    ignored = ("started", "invocation")
+    assert {key: value for key, value in done.items() if key not in ignored} == {
+        key: value for key, value in asked.items() if key not in ignored
+    }
+
+
+def test_something_pending_is_applied(host: Host) -> None:
+    host.project.note()
+    found = host.verified()
+    assert found["inert"] is False
+    done = host.applied(found)
+    assert (done["changed"], done["started"]) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"orders/apps.py": APPS},
+        {"orders/management/__init__.py": MANAGEMENT},
+        {"orders/management/commands/migrate.py": COMMAND, "orders/management/__init__.py": ""},
+    ],
+    ids=["receiver", "receiver beside the commands", "own command"],
+)
+def test_an_application_that_may_do_something_at_every_migrate_is_started(
+    host: Host, files: dict[str, str]
+) -> None:
+    for path, text in files.items():
+        host.project.write(path, text)
+    if "orders/management/commands/migrate.py" in files:
+        host.project.write("orders/management/commands/__init__.py", "")
+    found = host.verified()
+    assert (found["inert"], found["plan"]["migrations"]) == (False, [])
+    done = host.applied(found)
+    assert (done["failed"], done["started"]) == (False, 1)
+
+
+def test_models_without_migrations_get_their_content_types(host: Host) -> None:
+    host.project.write("alone/__init__.py", "")
+    host.project.write("alone/models.py", ALONE)
+    host.project.add_apps("alone")
+    found = host.verified()
+    assert found["inert"] is False
+    assert host.applied(found)["started"] == 1
+    rows = host.project.rows("select count(*) from django_content_type where app_label = 'alone'")
+    assert rows == [(1,)]
+
+
+def test_a_database_that_changed_since_is_not_taken_for_the_copy(host: Host) -> None:
+    found = host.verified()
+    assert found["inert"]
+    other = [*found["applied"], ["orders", "0002_note"]]
+    assert host.applied({**found, "applied": other})["started"] == 1
+    assert host.applied({**found, "applied": found["applied"][:-1]})["started"] == 1
+    assert host.applied({**found, "applied": []})["started"] == 1
+
+
+def test_an_initial_command_that_is_due_is_run(host: Host) -> None:
+    found = host.verified()
+    marker = host.project.root / "shared" / "initial"
+    done = host.run(state="applied", plan=[], verified=found["applied"], initial_command=["x.py"])
+    assert (done["failed"], done["started"], done["initial_command"]) == (False, 0, False)
+    host.project.write("x.py", f"open({str(marker)!r}, 'w')\n")
+    # As a first deployment leaves it whose initial command failed.
+    host.project.write("x.py", "raise SystemExit(1)")
+    empty = host.project.database.rename(host.project.database.with_suffix(".kept"))
+    assert host.run(state="applied", initial_command=["x.py"])["failed"]
+    assert empty.exists()
+    host.project.write("x.py", f"open({str(marker)!r}, 'w')\n")
+    found = host.verified()
+    done = host.run(state="applied", plan=[], verified=found["applied"], initial_command=["x.py"])
+    assert (done["failed"], done["initial_command"]) == (False, True)
+    assert marker.exists()
