@@ -22,6 +22,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     ADOPTED,
+    DEPLOYMENT_ID,
     Layout,
     read_json,
     remove_tree,
@@ -202,8 +203,10 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
     )
     result["state"] = {**state, **targets(layout, records, live, state["adopted"] is not None)}
     if not check_mode:
+        # Copies of the database, of this run and of runs that are dead: whoever holds the lock is the only one that lives.
+        copies = [entry for entry in layout.scratch.glob("*") if DEPLOYMENT_ID.match(entry.name)]
         # Archives were pushed for this release, which is built by now or will never be.
-        for leftover in [layout.scratch / deployment, *layout.scratch.glob("*.archive")]:
+        for leftover in [*copies, *layout.scratch.glob("*.archive")]:
             try:
                 remove_tree(leftover)
             except OSError as error:
