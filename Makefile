@@ -60,10 +60,14 @@ image: $(READY) ## the image of the test hosts
 	python tests/containers/engine.py python tests/containers/image.py
 
 .PHONY: molecule
-molecule: $(READY) ## scenarios on real hosts in containers; SCENARIO=name for one
+molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for another than default
 	@mkdir -p build/reports
 	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
-	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all)
+	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards)
+
+.PHONY: test-guards
+test-guards: ## refusals, lost hosts, killed runs, sources and adoption, on two hosts; longer than CI has time for
+	$(MAKE) molecule SCENARIO=guards
 
 .PHONY: test
 test: $(READY) ## all of it; ends with the number of tests that passed and failed

@@ -253,6 +253,13 @@ class Member:
                 return f"nobody listens on port {port}"
             holders = _processes.listener_pids(port)
             place = f"port {port}"
+            if not holders:
+                if not _processes.listener_inodes(port):
+                    return f"nobody listens on port {port}"
+                raise self.problem(
+                    f"cannot be told from others at {place}: whose process listens there is hidden from this user; run as root "
+                    "(in a container with the capability SYS_PTRACE), or use bind: socket."
+                )
         if not holders or not all(self.unit.owns(pid) for pid in holders):
             shown = ", ".join(f"{pid} ({_processes.command(pid)})" for pid in holders[:3]) or "unknown"
             # A process may end between the two looks at it.

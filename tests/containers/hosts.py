@@ -45,9 +45,9 @@ CONTROL = Path(tempfile.gettempdir()) / f"runbook-{os.getuid()}-{MARK}{SET and f
 USER = "deploy"
 BOOT_SECONDS = 90
 FIRST_ADDRESS = 10
-# Measured: what systemd needs from a container engine; --privileged is not among it.
+# Measured: what systemd needs from a container engine; --privileged is not among it. SYS_PTRACE: root sees whose port it is.
 BOOT_OPTIONS = (
-    *("--cap-add=SYS_ADMIN", "--cap-add=NET_ADMIN"),
+    *("--cap-add=SYS_ADMIN", "--cap-add=NET_ADMIN", "--cap-add=SYS_PTRACE"),
     *("--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined"),
     *("--cgroupns=host", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rw"),
     *("--tmpfs=/run", "--tmpfs=/run/lock", "--tmpfs=/tmp:rw,exec,nosuid,nodev,mode=1777"),
