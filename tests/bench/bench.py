@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Compare a deployment by this collection with a shell script that does the runbook's own commands.
 
-    bench.py [--rounds=5] [--keep]
+    bench.py [--rounds=5] [--patience=60] [--keep]
 
 Both deploy the same new commit of the same application to the same host, through ssh, in turn: one round is the
 script's deployment and rollback, and the collection's deployment, deployment with no change, and rollback. Every round
@@ -11,7 +11,8 @@ has a commit of its own, so that everything is new to both, and dependencies tha
 warm-up and does not count. What is timed is the whole command line, connecting included.
 
 Prints medians, spreads and ratios; writes build/bench.json and, with every single time, build/bench/rounds.json. Exit
-code 1 when a target is missed. Measure on a quiet machine: the load average is printed.
+code 1 when a target is missed. Measure on a quiet machine: each command waits for one second of quiet, at most for the
+patience given, and what others used of the processors at its begin is printed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ PORTS = {"collection": 80, "script": 8080}
 # Ratio to the script's median that must not be exceeded.
 TARGETS = {"deployment": 0.9, "no_change": 0.3, "rollback": 4.0}
 COMMAND_SECONDS = 300
+# Share of the processors that others may use when a measurement begins.
+QUIET = 0.1
 WIDTH = 34
 
 
@@ -109,6 +112,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def busy(seconds: float = 1.0) -> float:
+    """Return the share of all processors that was in use during *seconds* from now."""
+
+    def read() -> tuple[int, int]:
+        times = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        # proc_stat(5): the fourth and the fifth are idle and waiting for a disk.
+        return sum(times), sum(times) - times[3] - times[4]
+
+    before = read()
+    time.sleep(seconds)
+    after = read()
+    return (after[1] - before[1]) / max(1, after[0] - before[0])
+
+
 def git(*arguments: str, **options: Any) -> str:
     """Return what git prints in the benchmark's repository."""
     identity = {f"GIT_{who}_{what}": "bench" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -155,8 +172,10 @@ def forget_connections() -> None:
 class Bench:
     """The two ways to deploy, on one host at *address*."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, patience: float) -> None:
         self.address = address
+        self.patience = patience
+        self.disturbed: list[float] = []
         self.ssh = [
             *("ssh", "-F", "none", "-i", str(hosts.KEY), "-o", f"UserKnownHostsFile={hosts.KNOWN_HOSTS}"),
             *("-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"),
@@ -168,12 +187,22 @@ class Bench:
             "ANSIBLE_NOCOLOR": "1",
         }
 
+    def wait_for_quiet(self) -> None:
+        """Wait until others leave the machine alone, or the patience is over."""
+        until = time.monotonic() + self.patience
+        while True:
+            share = busy()
+            if share <= QUIET or time.monotonic() > until:
+                self.disturbed.append(share)
+                return
+
     def run(self, name: str, command: Sequence[str], stdin: Path | None = None) -> float:
         """Run *command* with its output in a log, and return its seconds.
 
         :raises SystemExit: when it fails; a time of something that failed means nothing.
         """
         forget_connections()
+        self.wait_for_quiet()
         log = LOGS / f"{name}.log"
         source = (stdin or Path(os.devnull)).open("rb")
         with source, log.open("wb") as output:
@@ -278,16 +307,17 @@ class Bench:
         return times
 
 
-def measure(rounds: int) -> list[dict[str, float]]:
+def measure(rounds: int, patience: float) -> list[dict[str, float]]:
     """Return the times of *rounds* rounds, the warm-up left out."""
-    bench = Bench(hosts.address_of(HOST))
+    bench = Bench(hosts.address_of(HOST), patience)
     bench.prepare()
     found = []
     for number in range(rounds + 1):
-        load = os.getloadavg()[0]
+        bench.disturbed.clear()
         times = bench.round(number)
         shown = ", ".join(f"{name} {seconds:.2f}" for name, seconds in times.items())
-        print(f"{f'round {number}' if number else 'warm-up'} (load {load:.1f}): {shown}", flush=True)
+        others = f"others used up to {max(bench.disturbed):.0%}"
+        print(f"{f'round {number}' if number else 'warm-up'} ({others}): {shown}", flush=True)
         if number:
             found.append(times)
     return found
@@ -297,6 +327,9 @@ def main() -> int:
     """Measure, print, write; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, at least 5")
+    parser.add_argument(
+        "--patience", type=float, default=60, help="seconds to wait for a quiet machine, each time"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the host running")
     arguments = parser.parse_args()
     if arguments.rounds < 5:
@@ -306,7 +339,7 @@ def main() -> int:
     make_repository()
     hosts.up({"app": [HOST]})
     try:
-        rounds = measure(arguments.rounds)
+        rounds = measure(arguments.rounds, arguments.patience)
     finally:
         if not arguments.keep:
             hosts.down(quiet=True)
