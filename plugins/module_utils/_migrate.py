@@ -10,64 +10,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._agent import Agent, AgentProblem
+from ansible_collections.runbook.deploy.plugins.module_utils._agent import AgentProblem
 from ansible_collections.runbook.deploy.plugins.module_utils._application import Installed
-from ansible_collections.runbook.deploy.plugins.module_utils._command import run
-from ansible_collections.runbook.deploy.plugins.module_utils._database import applied as applied_in
 from ansible_collections.runbook.deploy.plugins.module_utils._database import heads
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import read_json, write_json
-from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan, judge_plan
+from ansible_collections.runbook.deploy.plugins.module_utils._migrations import (
+    Progress,
+    agent_of,
+    explain,
+    names,
+    prepare_initial,
+    remember_before,
+    run_initial,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._plan import judge_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, left_behind, read_records
 
 # Lines of findings that are shown; the rest is counted.
 SHOWN = 20
-
-
-def agent_of(target: Installed, limit: float) -> Agent:
-    """Return a process in the release *target*; *limit*: seconds for everything that is asked of it."""
-    return Agent(
-        python=target.python,
-        cwd=target.cwd,
-        variables=target.variables,
-        user=target.user,
-        secrets=target.secrets,
-        limit=limit,
-    )
-
-
-def names(keys: Sequence[Sequence[str]]) -> str:
-    """Return ``app.0001_x, app.0002_y`` for a list of [app, name]; ``nothing`` for an empty one."""
-    return ", ".join(f"{app}.{name}" for app, name in keys) or "nothing"
-
-
-def describe_heads(rows: Sequence[Sequence[str]]) -> str:
-    """Return ``app: 0002_y; other: 0001_x`` for the applied *rows*."""
-    found = heads(rows)
-    return "; ".join(f"{app}: {', '.join(found[app])}" for app in sorted(found)) or "nothing is applied"
-
-
-def expected_keys(plan: Sequence[Any] | None) -> list[list[str]] | None:
-    """Return the option ``plan`` as a list of [app, name]: its entries may be pairs, or migrations of a plan.
-
-    :raises Problem: for anything else.
-    """
-    if plan is None:
-        return None
-    found = []
-    for entry in plan:
-        if isinstance(entry, Mapping) and {"app", "name"} <= set(entry):
-            found.append([str(entry["app"]), str(entry["name"])])
-        elif isinstance(entry, (list, tuple)) and len(entry) == 2:
-            found.append([str(entry[0]), str(entry[1])])
-        else:
-            raise Problem(
-                f"The option plan holds {entry!r}, expected [app, name] or a migration of a verified plan."
-            )
-    return found
 
 
 def check_database(target: Installed, settings: Mapping[str, str], live: Mapping[str, Any] | None) -> None:
@@ -85,6 +47,17 @@ def check_database(target: Installed, settings: Mapping[str, str], live: Mapping
             f"{settings['name']!r}: another database would be migrated than is backed up; make app_environment or "
             "app_database agree."
         )
+
+
+def live_of(
+    target: Installed, settings: Mapping[str, str], live: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Return *live*, or where that is not given what the settings say about a database that is a file."""
+    if live and live.get("engine"):
+        return live
+    if "sqlite" in settings["engine"]:
+        return {"engine": "sqlite", "path": str(target.cwd / settings["name"])}
+    return None
 
 
 # --- verify ---
@@ -231,71 +204,6 @@ def split_unknown(state: Mapping[str, Any]) -> tuple[list[list[str]], list[list[
 # --- apply and reverse ---
 
 
-def nothing_pending(
-    target: Installed,
-    journal: Journal,
-    *,
-    verified: Sequence[Sequence[str]] | None,
-    plan: Sequence[Sequence[str]] | None,
-    live: Mapping[str, Any] | None,
-    initial_command: Sequence[str],
-) -> dict[str, Any] | None:
-    """Return the answer of :func:`apply` without starting the application; None where it has to be started.
-
-    :param verified: what was applied on the copy on which the same code has just found nothing pending and ``migrate``
-        inert; None where it has not. The live database must have exactly these rows now.
-    """
-    if not verified or plan is None or len(plan) or not live:
-        return None
-    if initial_command and target.layout.initial_command.exists():
-        return None
-    rows = applied_in(live, "django")
-    if rows is None or [list(row) for row in rows] != [list(row) for row in verified]:
-        return None
-    remember_before(target, journal, rows)
-    journal.update(heads_after=heads(rows))
-    return {
-        "changed": False,
-        "applied": rows,
-        "heads": heads(rows),
-        "plan": empty_plan(),
-        "seconds": [],
-        "initial_command": False,
-    }
-
-
-class Progress:
-    """What has happened to the live database, written into the record at each step.
-
-    :param rows: the applied migrations before the first step.
-    """
-
-    def __init__(self, journal: Journal, rows: Sequence[Sequence[str]]) -> None:
-        self.journal = journal
-        self.rows = [list(row) for row in rows]
-        self.running: dict[str, Any] | None = None
-        self.done: list[dict[str, Any]] = []
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        key = [event["app"], event["name"]]
-        if event["event"] in ("apply_start", "unapply_start"):
-            self.running = dict(event)
-            return
-        if event["event"] == "apply_success":
-            self.rows.append(key)
-        else:
-            self.rows = [row for row in self.rows if row != key]
-        if event["event"] != "unrecorded":
-            self.done.append({"app": event["app"], "name": event["name"], "seconds": event["seconds"]})
-        self.running = None
-        self.journal.update(heads_after=heads(self.rows))
-
-    @property
-    def done_keys(self) -> list[list[str]]:
-        """The migrations that were applied or reversed."""
-        return [[entry["app"], entry["name"]] for entry in self.done]
-
-
 def apply(
     target: Installed,
     journal: Journal,
@@ -322,9 +230,8 @@ def apply(
         try:
             answer = agent.call("apply", on_event=progress, expected=plan)
         except AgentProblem as problem:
-            raise explain(
-                target, agent, started["database"], before, progress, problem, "applied"
-            ) from problem
+            live_now = live_of(target, started["database"], live)
+            raise explain(agent, live_now, "django", before, progress, problem, "applied") from problem
     after = answer["applied"]
     journal.update(heads_after=heads(after))
     if initial:
@@ -360,9 +267,8 @@ def reverse(
         try:
             answer = agent.call("reverse", on_event=progress, target=wanted)
         except AgentProblem as problem:
-            raise explain(
-                target, agent, started["database"], before, progress, problem, "reversed"
-            ) from problem
+            live_now = live_of(target, started["database"], live)
+            raise explain(agent, live_now, "django", before, progress, problem, "reversed") from problem
     after = answer["applied"]
     journal.update(heads_after=heads(after))
     return {
@@ -372,111 +278,3 @@ def reverse(
         "reversed": answer["plan"],
         "seconds": progress.done,
     }
-
-
-def remember_before(target: Installed, journal: Journal, rows: Sequence[Sequence[str]]) -> None:
-    """Write what is applied before the first step into the record; a second attempt keeps what the first found."""
-    if journal.deployment is None:
-        return
-    found = read_json(target.layout.record(journal.deployment)) or {}
-    if found.get("applied_before") is None:
-        journal.update(applied_before=rows, heads_before=heads(rows))
-
-
-def explain(
-    target: Installed,
-    agent: Agent,
-    settings: Mapping[str, str],
-    before: Sequence[Sequence[str]],
-    progress: Progress,
-    problem: AgentProblem,
-    verb: str,
-) -> Problem:
-    """Return the problem for migrations that stopped half way: what is applied now is read, not assumed.
-
-    :param settings: ``{engine, name}`` of the live connection; :param verb: ``applied`` or ``reversed``.
-    """
-    now = rows_now(target, agent, settings)
-    running = progress.running
-    parts = []
-    if running:
-        parts.append(f"The migration {running['app']}.{running['name']} could not be {verb}")
-    elif progress.done:
-        parts.append(f"The migrations were {verb}, but what follows them failed")
-    else:
-        parts.append(f"No migration could be {verb}")
-    parts.append(f"{verb} before that in this run: {names(progress.done_keys)}")
-    if now is None:
-        parts.append("what is applied now could not be read")
-    else:
-        parts.append(f"now applied: {describe_heads(now)}")
-        progress.journal.update(heads_after=heads(now))
-    if running and running.get("atomic") is False:
-        parts.append("it is not atomic, so a part of its changes may remain: compare with the backup")
-    changed = (
-        now is None or [list(row) for row in now] != [list(row) for row in before] or bool(progress.done)
-    )
-    text = "; ".join(parts)
-    return Problem(
-        f"{text}. {problem.message}",
-        problem.evidence,
-        applied=now,
-        heads={} if now is None else heads(now),
-        failed_migration=[running["app"], running["name"]] if running else None,
-        done=progress.done_keys,
-        seconds=progress.done,
-        live_changed=changed or bool(running and running.get("atomic") is False),
-    )
-
-
-def rows_now(target: Installed, agent: Agent, settings: Mapping[str, str]) -> list[list[str]] | None:
-    """Return the rows that are applied now, by the process if it still answers, else by a look into the file."""
-    try:
-        if not agent.finished:
-            return agent.call("applied")["applied"]
-        if "sqlite" in settings["engine"]:
-            path = str(target.cwd / settings["name"])
-            return applied_in({"engine": "sqlite", "path": path}, "django") or []
-    except Problem:
-        pass
-    return None
-
-
-# --- the command for an empty database ---
-
-
-def prepare_initial(target: Installed, before: Sequence[Sequence[str]], command: Sequence[str]) -> bool:
-    """Return whether the initial *command* is to run after the migrations.
-
-    A marker written before the first migration keeps it due until it has run to its end, whatever is killed between.
-    """
-    if not command:
-        return False
-    marker = target.layout.initial_command
-    if not before and not marker.exists():
-        write_json(marker, {"release": target.path.name, "command": [str(word) for word in command]}, 0o640)
-    return marker.exists()
-
-
-def run_initial(target: Installed, command: Sequence[str], limit: float) -> None:
-    """Run the initial *command* once, and forget about it when it succeeds.
-
-    :raises Problem: with its last lines.
-    """
-    done = run(
-        target.argv(command),
-        cwd=target.cwd,
-        environment=target.variables,
-        user=target.user,
-        timeout=limit,
-        secrets=target.secrets,
-    )
-    if done.rc != 0:
-        reason = f"did not end within {limit:g} s" if done.timed_out else f"ended with exit code {done.rc}"
-        raise Problem(
-            f"app_migrate_initial_command {done.argv!r} {reason} after the migrations were applied; expected exit code "
-            "0: correct it, the next deployment runs it again.",
-            done.tail(),
-            live_changed=True,
-        )
-    Path(target.layout.initial_command).unlink()

@@ -249,10 +249,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._application import
 from ansible_collections.runbook.deploy.plugins.module_utils._database import DATABASE_OPTION
 from ansible_collections.runbook.deploy.plugins.module_utils._migrate import (
     apply,
-    expected_keys,
-    nothing_pending,
     reverse,
     verify,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._migrations import (
+    expected_keys,
+    nothing_pending,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
