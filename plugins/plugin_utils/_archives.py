@@ -6,7 +6,7 @@
 For each module ansible-core reads and parses everything that it imports, and packs it: 0.2 to 0.4 s of the controller's
 time, as much as the module's work on a host, and the same in every run. ansible-core keeps the result until the end of the
 run, in the directory ``ansiballz_cache`` of its temporary directory. Here it is kept in ``~/.ansible``, below a key of all
-that it depends on. An ansible-core that keeps it elsewhere makes its archives as ever.
+that it depends on, and with bytecode for hosts that have the controller's Python. An ansible-core that keeps it elsewhere makes its archives as ever.
 
 This is PRIVATE to the collection: it can change at any time.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from ansible import constants
 from ansible.release import __version__ as core_version
+from ansible_collections.runbook.deploy.plugins.plugin_utils._bytecode import enrich
 
 COLLECTION = Path(__file__).resolve().parents[2]
 # What ansible-core calls its files; those of other collections are none of our business.
@@ -47,7 +48,7 @@ def store() -> Path:
 def key(collection: Path = COLLECTION) -> str:
     """Return a digest of what an archive depends on: every file it may hold, and who makes it of them."""
     paths = constants.DEFAULT_MODULE_UTILS_PATH or []
-    parts = [core_version, sys.version, os.fspath(collection), *map(str, paths)]
+    parts = ["bytecode 1", core_version, sys.version, os.fspath(collection), *map(str, paths)]
     files = [*collection.glob("plugins/module_utils/*.py"), *collection.glob("plugins/modules/*.py")]
     for path in sorted(files):
         found = path.stat()
@@ -73,11 +74,11 @@ def finished(directory: Path) -> dict[str, Path]:
     return {name: directory / name for name in names if not name.endswith(UNFINISHED)}
 
 
-def bring(source: Path, target: Path) -> None:
-    """Copy an archive so that nobody sees half of it."""
+def bring(content: bytes, target: Path) -> None:
+    """Write an archive so that nobody sees half of it."""
     new = target.with_name(f"{target.name}.{os.getpid()}.new")
     try:
-        shutil.copyfile(source, new)
+        new.write_bytes(content)
         os.replace(new, target)
     finally:
         new.unlink(missing_ok=True)
@@ -107,7 +108,7 @@ def reused() -> Iterator[None]:
             for name, path in finished(kept).items():
                 if name not in before:
                     here.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    bring(path, here / name)
+                    bring(path.read_bytes(), here / name)
                     before[name] = here / name
     yield
     with contextlib.suppress(OSError):
@@ -115,6 +116,6 @@ def reused() -> Iterator[None]:
         if kept is not None and made:
             kept.mkdir(mode=0o700, exist_ok=True)
             for name, path in made.items():
-                bring(path, kept / name)
+                bring(enrich(path), kept / name)
             os.utime(kept)
             forget(store(), kept)

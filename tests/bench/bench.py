@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ sys.path.insert(0, str(PROJECT / "tests" / "containers"))
 
 import hosts
 import supplies
+from figures import busy, missed, rows_of, table
 
 HOST = "bench1"
 RESULT = PROJECT / "build" / "bench.json"
@@ -47,83 +47,9 @@ SCRIPT = PROJECT / "tests" / "bench" / "runbook.sh"
 # What both go back to, and what the new commits are made from.
 BASE, NEXT = "v2.7", "v2.8"
 PORTS = {"collection": 80, "script": 8080}
-# Ratio to the script's median that must not be exceeded.
-TARGETS = {"deployment": 0.9, "no_change": 0.3, "rollback": 4.0}
 COMMAND_SECONDS = 300
 # Share of the processors that others may use when a measurement begins.
 QUIET = 0.1
-WIDTH = 34
-
-
-def rows_of(rounds: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
-    """Return the table: one row for each measurement, with its times in all rounds.
-
-    The time in which the new release must stay up (``stay_up``) is waiting that was asked for: it is taken off the
-    deployment's time, round by round, and shown as a row of its own.
-    """
-    times = {name: [entry[name] for entry in rounds] for name in rounds[0]}
-    whole = times["deployment_with_stay_up"] = times.pop("deployment")
-    times["deployment"] = [seconds - proof for seconds, proof in zip(whole, times["stay_up"])]
-    floors = {name: statistics.median(times[f"script_{name}"]) for name in ("deployment", "rollback")}
-    rows = []
-    for name in ("deployment", "no_change", "rollback", "stay_up", "deployment_with_stay_up"):
-        floor = floors["rollback" if name == "rollback" else "deployment"]
-        seconds = statistics.median(times[name])
-        rows.append(
-            {
-                "name": name,
-                "seconds": round(seconds, 3),
-                "floor": round(floor, 3),
-                "ratio": round(seconds / floor, 3),
-                "times": times[name],
-            }
-        )
-    for name, floor in floors.items():
-        rows.append(
-            {
-                "name": f"script_{name}",
-                "seconds": round(floor, 3),
-                "floor": round(floor, 3),
-                "ratio": 1.0,
-                "times": times[f"script_{name}"],
-            }
-        )
-    return rows
-
-
-def missed(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each target that *rows* do not reach."""
-    return [
-        f"{row['name']} took {row['ratio']} of the script's time, the target is at most {TARGETS[row['name']]}"
-        for row in rows
-        if row["name"] in TARGETS and row["ratio"] > TARGETS[row["name"]]
-    ]
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return *rows* as text, with their spread."""
-    lines = [f"{'':{WIDTH}}{'median':>9}{'fastest':>9}{'slowest':>9}{'floor':>9}{'ratio':>8}{'target':>8}"]
-    for row in rows:
-        target = TARGETS.get(row["name"], "")
-        lines.append(
-            f"{row['name']:{WIDTH}}{row['seconds']:9.2f}{min(row['times']):9.2f}{max(row['times']):9.2f}"
-            f"{row['floor']:9.2f}{row['ratio']:8.2f}{target:>8}"
-        )
-    return "\n".join(lines)
-
-
-def busy(seconds: float = 1.0) -> float:
-    """Return the share of all processors that was in use during *seconds* from now."""
-
-    def read() -> tuple[int, int]:
-        times = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        # proc_stat(5): the fourth and the fifth are idle and waiting for a disk.
-        return sum(times), sum(times) - times[3] - times[4]
-
-    before = read()
-    time.sleep(seconds)
-    after = read()
-    return (after[1] - before[1]) / max(1, after[0] - before[0])
 
 
 def git(*arguments: str, **options: Any) -> str:
