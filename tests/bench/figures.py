@@ -19,16 +19,20 @@ WIDTH = 26
 def rows_of(rounds: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     """Return the table: one row for each measurement, with its times in all rounds.
 
-    The time in which the new release must stay up (``stay_up``) is waiting that was asked for: it is taken off the
-    deployment's time, round by round, and shown as a row of its own.
+    The time in which what was started must stay up (``stay_up``, ``rollback_stay_up``) is waiting that was asked for: it is
+    taken off, round by round, and shown as a row of its own.
     """
     times = {name: [entry[name] for entry in rounds] for name in rounds[0]}
-    whole = times["deployment_with_stay_up"] = times.pop("deployment")
-    times["deployment"] = [seconds - proof for seconds, proof in zip(whole, times["stay_up"])]
+    for name, proof in (("deployment", "stay_up"), ("rollback", "rollback_stay_up")):
+        whole = times[f"{name}_with_stay_up"] = times.pop(name)
+        times[name] = [seconds - proof for seconds, proof in zip(whole, times[proof])]
     floors = {name: statistics.median(times[f"script_{name}"]) for name in ("deployment", "rollback")}
     rows = []
-    for name in ("deployment", "no_change", "rollback", "stay_up", "deployment_with_stay_up"):
-        floor = floors["rollback" if name == "rollback" else "deployment"]
+    for name in (
+        "deployment", "no_change", "rollback",
+        "stay_up", "deployment_with_stay_up", "rollback_stay_up", "rollback_with_stay_up",
+    ):  # fmt: skip
+        floor = floors["rollback" if name.startswith("rollback") else "deployment"]
         seconds = statistics.median(times[name])
         rows.append(
             {
