@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.plugins.action.add_host import ActionModule as AddHost
 from ansible_collections.runbook.deploy.plugins.module_utils._contract import (
     VARIABLES,
     check,
@@ -65,12 +66,17 @@ class ActionModule(ActionBase):
             "deploy_operator": variables.get("deploy_operator") or self._operator(),
         }
         groups = ["deploy_hosts", "deploy_primary" if host == primary else "deploy_others"]
-        # The same answer as add_host gives: the variables and groups outlast this play.
-        result.update(
-            changed=False,
-            add_host={"host_name": host, "groups": groups, "host_vars": {**filled, **description}},
-        )
+        # By add_host, so that the variables and groups outlast this play.
+        result.update(self._add_host(variables, {"name": host, "groups": groups, **filled, **description}))
+        result["changed"] = False
         return result
+
+    def _add_host(self, variables: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer of ansible's own ``add_host``: how it reaches the inventory differs between its versions."""
+        task = self._task.copy()
+        task.args = arguments
+        parts = (self._connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
+        return AddHost(task, *parts).run(task_vars=variables)
 
     def _values(self, variables: dict[str, Any]) -> dict[str, Any]:
         """Return the host's ``app_`` variables, templated."""
