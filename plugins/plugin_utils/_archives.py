@@ -58,7 +58,10 @@ def key(collection: Path = COLLECTION) -> str:
 
 def private(directory: Path) -> bool:
     """Return whether nobody but this user could have put anything into *directory*, which is made where it is missing."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # One after the other: what is made on the way gets the mode of the user's umask, which may let a group write.
+    directory.parent.mkdir(mode=0o700, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
     for path in (directory, directory.parent, directory.parent.parent):
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:

@@ -150,7 +150,7 @@ state = ProjectState()
 for operation in [*eval(initial), *eval(prepared)]:
     operation.state_forwards("orders", state)
 features = {"vendor": "sqlite", "django": list(django.VERSION[:2]),
-            "can_drop_column": connection.features.can_alter_table_drop_column}
+            "can_drop_column": getattr(connection.features, "can_alter_table_drop_column", True)}
 print(json.dumps([features, [agent["_describe_operation"](eval(case), "orders", state.clone()) for case in cases]]))
 """
 ORDER = (

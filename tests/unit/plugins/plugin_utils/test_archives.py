@@ -187,3 +187,14 @@ def test_what_a_module_raises_is_raised(home, run):
         made(cache)
         raise ValueError("broken")
     assert Path(cache / NAME).exists()
+
+
+def test_a_users_umask_that_lets_a_group_write_is_no_obstacle(home, run):
+    before = os.umask(0o002)
+    try:
+        cache = run(1)
+        with _archives.reused():
+            made(cache)
+    finally:
+        os.umask(before)
+    assert kept(home) == [NAME]
