@@ -24,9 +24,12 @@ from typing import Any
 
 # Imported so that they are sent to the host along with this file; their text is what is wanted.
 from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _agent_apply,
     _agent_django,
     _agent_migrate,
     _agent_runtime,
+    _agent_scratch,
+    _agent_session,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._command import (
     base_environment,
@@ -66,11 +69,19 @@ BOOTSTRAP = (
 )
 AGENT_PARTS = (
     ("_runbook_runtime", _agent_runtime),
+    ("_runbook_scratch", _agent_scratch),
+    ("_runbook_session", _agent_session),
     ("_runbook_django", _agent_django),
     ("_runbook_migrate", _agent_migrate),
+    ("_runbook_apply", _agent_apply),
 )
 # Raised by the agent itself: their text is a sentence, and no traceback helps.
-REFUSALS = ("_runbook_django.AgentRefusal", "_runbook_migrate.MigrationRefusal")
+REFUSALS = (
+    "_runbook_scratch.ScratchRefusal",
+    "_runbook_session.SessionRefusal",
+    "_runbook_django.AgentRefusal",
+    "_runbook_migrate.MigrationRefusal",
+)
 
 
 class AgentProblem(Problem):

@@ -29,14 +29,15 @@ class AgentRefusal(Exception):
 # --- start ---
 
 
-def start(context: Any, argv: list[str], database: dict[str, str] | None = None) -> Any:
+def start(context: Any, argv: list[str], database: dict[str, Any] | None = None) -> Any:
     """Set Django up as ``manage.py`` does: by running it, up to the place where it would run its command.
 
     A project's ``manage.py`` may read a file of variables, extend the path of modules or install an importer, and
     names the settings; all of that counts. Without a ``manage.py`` Django is set up directly.
 
     :param argv: what ``sys.argv`` is to be, as some settings look at it.
-    :param database: the scratch database ``{engine, path}`` that replaces the default one; None: the live one.
+    :param database: the scratch database that replaces the default one, as ``_agent_scratch.point_to_scratch``
+        takes it; None: the live one.
     """
     sys.argv = list(argv)
     if not os.path.isfile("manage.py"):
@@ -70,7 +71,7 @@ def _answered() -> Any:
     return sys.modules["_runbook_runtime"].ANSWERED
 
 
-def _setup(context: Any, database: dict[str, str] | None) -> dict[str, Any]:
+def _setup(context: Any, database: dict[str, Any] | None) -> dict[str, Any]:
     import django
     from django.conf import settings
 
@@ -79,10 +80,11 @@ def _setup(context: Any, database: dict[str, str] | None) -> dict[str, Any]:
             "no settings module is named, neither by manage.py nor by a variable: set app_settings_module"
         )
     configured = settings.DATABASES
-    live = _described(configured.get("default") or {})
+    scratch = sys.modules["_runbook_scratch"]
+    live = scratch.described(configured.get("default") or {})
     disabled: list[str] = []
     if database:
-        disabled = _point_to_scratch(configured, database)
+        disabled = scratch.point_to_scratch(context, configured, database)
     django.setup()
     from django.db import connections
 
@@ -96,64 +98,8 @@ def _setup(context: Any, database: dict[str, str] | None) -> dict[str, Any]:
         "vendor": connections["default"].vendor,
     }
     if database:
-        _prove_scratch(connections, database)
+        scratch.prove_scratch(context, connections, database)
     return answer
-
-
-def _described(settings_dict: dict[str, Any]) -> dict[str, str]:
-    """Return engine, name, host and port of a connection: no user, no password, no options."""
-    return {key.lower(): str(settings_dict.get(key) or "") for key in ("ENGINE", "NAME", "HOST", "PORT")}
-
-
-def _same_database(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return _described(first) == _described(second)
-
-
-def _point_to_scratch(configured: dict[str, Any], database: dict[str, str]) -> list[str]:
-    """Replace the default connection in place, before any model exists that could use it.
-
-    Other connections are switched off, except those to the same database (a replica of it): the code under test has
-    no business with live data. Returns their names.
-    """
-    if database["engine"] != "sqlite":
-        raise AgentRefusal(f"a scratch database of the engine {database['engine']!r} is not supported yet")
-    default = configured.get("default") or {}
-    if "sqlite" not in str(default.get("ENGINE", "")):
-        raise AgentRefusal(
-            f"the scratch database is SQLite, but the application's settings use {default.get('ENGINE')!r}: "
-            "app_database.engine must name the engine of the settings"
-        )
-    before = dict(default)
-    disabled = []
-    for alias, settings_dict in configured.items():
-        if alias == "default" or _same_database(settings_dict, before):
-            settings_dict["NAME"] = database["path"]
-        elif settings_dict.get("ENGINE"):
-            settings_dict["ENGINE"] = "django.db.backends.dummy"
-            disabled.append(alias)
-    return disabled
-
-
-def _prove_scratch(connections: Any, database: dict[str, str]) -> None:
-    """Ask every open or possible connection which file it has; anything but the scratch stops the process."""
-    wanted = os.path.realpath(database["path"])
-    for alias in connections:
-        connection = connections[alias]
-        if connection.vendor != "sqlite":
-            continue
-        # A connection opened while the application was loading has copied its settings before.
-        if connection.connection is None:
-            connection.settings_dict["NAME"] = database["path"]
-        with connection.cursor() as cursor:
-            cursor.execute("PRAGMA database_list")
-            files = {row[1]: row[2] for row in cursor.fetchall()}
-        attached = {name: path for name, path in files.items() if path and name != "temp"}
-        if {os.path.realpath(path) for path in attached.values()} != {wanted}:
-            raise AgentRefusal(
-                f"the connection {alias!r} has {attached or 'a database in memory'} open instead of the scratch "
-                f"copy {wanted}: the application replaces its database settings while it loads, so its new code "
-                "cannot be tried without touching live data"
-            )
 
 
 # --- settings ---
@@ -174,7 +120,10 @@ def settings_facts(context: Any) -> dict[str, Any]:
         "local": False,
         "location": "",
         "manifest": "",
-        "databases": {alias: _described(entry) for alias, entry in settings.DATABASES.items()},
+        "databases": {
+            alias: sys.modules["_runbook_scratch"].described(entry)
+            for alias, entry in settings.DATABASES.items()
+        },
     }
     if answer["staticfiles"] and not answer["static_root"] and _collects_into_directory(settings):
         # The storage itself would refuse to exist without a STATIC_ROOT.

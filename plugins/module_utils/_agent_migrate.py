@@ -1,7 +1,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Operations inside a Django application: state, apply, reverse.
+"""Operations inside a Django application: applied, state; the facts about its migrations.
 
 Runs in the application's Python (3.8 and up, Django 3.2 and up), loaded by ``_agent_runtime.py`` after
 ``_agent_django.py``; imports nothing of the collection, and Django only inside functions. The facts about operations
@@ -13,7 +13,6 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 # Attributes of a field that no database knows, where Field.non_db_attrs (Django 4.1) is not there to say so; the
@@ -32,6 +31,9 @@ NON_DATABASE = (
     "validators",
     "verbose_name",
 )
+# Statements of a migration that are collected, and how much of each.
+MOST_STATEMENTS = 100
+LONGEST_STATEMENT = 1000
 
 
 class MigrationRefusal(Exception):
@@ -41,19 +43,21 @@ class MigrationRefusal(Exception):
 # --- state ---
 
 
-def _connection(context: Any) -> Any:
+def connection_of(context: Any) -> Any:
+    """Return the connection that is migrated."""
     from django.db import connections
 
     return connections[context.memory["alias"]]
 
 
-def _executor(connection: Any, callback: Any = None) -> Any:
+def executor_of(connection: Any, callback: Any = None) -> Any:
+    """Return Django's executor of migrations, which has just read what is applied."""
     from django.db.migrations.executor import MigrationExecutor
 
     return MigrationExecutor(connection, callback)
 
 
-def _applied_rows(connection: Any) -> list[list[str]]:
+def applied_rows(connection: Any) -> list[list[str]]:
     """Return the rows of django_migrations in the order in which they were written."""
     from django.db.migrations.recorder import MigrationRecorder
 
@@ -65,42 +69,134 @@ def _applied_rows(connection: Any) -> list[list[str]]:
 
 def applied(context: Any) -> dict[str, Any]:
     """Return the applied rows alone: ``{applied: [[app, name]]}``."""
-    connection = _connection(context)
+    connection = connection_of(context)
     # The connection may be the one on which a migration has just failed.
     connection.close()
-    return {"applied": _applied_rows(connection)}
+    return {"applied": applied_rows(connection)}
 
 
-def state(context: Any) -> dict[str, Any]:
+def targets_of(loader: Any, app: str, target: str) -> list[tuple[str, str]]:
+    """Return the nodes to migrate to: the last ones of all apps or of *app*, or the migration *target*, ``app.name``.
+
+    :raises MigrationRefusal: for an app without migrations, or a name that no migration has or begins with alone.
+    """
+    if not app and not target:
+        return list(loader.graph.leaf_nodes())
+    label, _dot, name = target.partition(".") if target else (app, "", "")
+    if app and label != app:
+        raise MigrationRefusal(
+            f"the target {target!r} is not one of the app {app!r}: give one of them, or both alike"
+        )
+    if label not in loader.migrated_apps:
+        known = ", ".join(sorted(loader.migrated_apps))
+        raise MigrationRefusal(f"there is no app {label!r} with migrations, expected one of {known}")
+    if not target:
+        return [key for key in loader.graph.leaf_nodes() if key[0] == label]
+    found = sorted(key for key in loader.graph.nodes if key[0] == label and key[1] == name)
+    found = found or sorted(key for key in loader.graph.nodes if key[0] == label and key[1].startswith(name))
+    if len(found) != 1 or not name:
+        raise MigrationRefusal(
+            f"the target {target!r} is {'no migration' if not found else 'more than one migration'} of the app "
+            f"{label!r}, expected app.name as in {label}.0001_initial"
+        )
+    return [(found[0][0], found[0][1])]
+
+
+def command_words(loader: Any, app: str, target: str) -> list[str]:
+    """Return the arguments of ``migrate`` for *app* and *target*."""
+    if target:
+        return list(targets_of(loader, app, target)[0])
+    return [app] if app else []
+
+
+def refuse_backwards(plan: Any, target: str) -> None:
+    """Raise when going to *target* would take migrations back, which is a rollback's business."""
+    back = [f"{migration.app_label}.{migration.name}" for migration, backwards in plan if backwards]
+    if back:
+        raise MigrationRefusal(
+            f"going to the target {target!r} would take {', '.join(back)} back: a deployment goes forward only, so "
+            "use playbooks/rollback.yml"
+        )
+
+
+def state(context: Any, collect: bool = False, app: str = "", target: str = "") -> dict[str, Any]:
     """Return the applied rows and the pending migrations with the facts about their operations.
 
     ``unknown``: applied rows that no file of this release explains; ``conflicts``: applications with several last
-    migrations; ``inconsistent``: the text of Django's complaint about an order that cannot be, else "".
+    migrations; ``inconsistent``: the text of Django's complaint about an order that cannot be, else ""; ``remaining``:
+    what stays pending because of *app* or *target*.
+
+    :param collect: also collect the statements, which a scratch database alone is asked for: ``sql`` of each
+        migration, None where only running it would tell.
     """
     from django.db.migrations.exceptions import InconsistentMigrationHistory
 
-    connection = _connection(context)
-    executor = _executor(connection)
+    connection = connection_of(context)
+    executor = executor_of(connection)
     loader = executor.loader
-    rows = _applied_rows(connection)
+    rows = applied_rows(connection)
     inconsistent = ""
     try:
         loader.check_consistent_history(connection)
     except InconsistentMigrationHistory as error:
         inconsistent = str(error)
-    plan = [] if inconsistent else executor.migration_plan(loader.graph.leaf_nodes())
+    plan, everything = [], []
+    if not inconsistent:
+        plan = executor.migration_plan(targets_of(loader, app, target))
+        refuse_backwards(plan, target)
+        everything = executor.migration_plan(loader.graph.leaf_nodes()) if app or target else plan
+    chosen = {migration for migration, _backwards in plan}
     project_state = executor._create_project_state(with_applied_migrations=True)
+    statements = _collect_sql(connection, plan, project_state.clone()) if collect and plan else {}
     return {
         "applied": rows,
-        "pending": [_describe_migration(migration, project_state) for migration, _backwards in plan],
+        "pending": [
+            {**_describe_migration(migration, project_state), "sql": statements.get(migration)}
+            for migration, _backwards in plan
+        ],
+        "remaining": [
+            [migration.app_label, migration.name]
+            for migration, _back in everything
+            if migration not in chosen
+        ],
         "unknown": [row for row in rows if not _is_known(loader, (row[0], row[1]))],
         "conflicts": {app: sorted(names) for app, names in loader.detect_conflicts().items()},
         "inconsistent": inconsistent,
         "vendor": connection.vendor,
+        "mariadb": bool(getattr(connection, "mysql_is_mariadb", False)),
+        "can_rollback_ddl": bool(connection.features.can_rollback_ddl),
         # Django 6.0 has the attribute no more: each SQLite that it takes can.
         "can_drop_column": bool(getattr(connection.features, "can_alter_table_drop_column", True)),
         "django": list(sys.modules["django"].VERSION[:2]),
     }
+
+
+def _collect_sql(connection: Any, plan: Any, project_state: Any) -> dict[Any, list[str]]:
+    """Return the statements of each migration of *plan*, as ``sqlmigrate`` collects them; without comments.
+
+    Not of a migration with an operation of the application's own: it may run statements where it should tell them.
+    """
+    found = {}
+    for migration, _backwards in plan:
+        before = project_state.clone()
+        try:
+            if not all(_is_djangos(operation) for operation in migration.operations):
+                raise LookupError("an operation of the application's own")
+            with connection.schema_editor(collect_sql=True, atomic=migration.atomic) as editor:
+                project_state = migration.apply(project_state, editor, collect_sql=True)
+            lines = [str(text).strip() for text in editor.collected_sql]
+            found[migration] = [
+                text[:LONGEST_STATEMENT] for text in lines if text and not text.startswith("--")
+            ][:MOST_STATEMENTS]
+        except Exception:
+            project_state = migration.mutate_state(before, preserve=False)
+    return found
+
+
+def _is_djangos(operation: Any) -> bool:
+    inner = getattr(operation, "database_operations", None) or ()
+    modules = ("django.db.migrations.operations", "django.contrib.postgres.operations")
+    return type(operation).__module__.startswith(modules) and all(_is_djangos(each) for each in inner)
 
 
 def _is_known(loader: Any, key: tuple[str, str]) -> bool:
@@ -230,6 +326,7 @@ def _field_facts(field: Any) -> dict[str, Any] | None:
     return {
         "type": type(field).__name__,
         "null": bool(field.null),
+        "max_length": getattr(field, "max_length", None),
         "default": default,
         "db_default": database_default is not NOT_PROVIDED,
         "db_default_constant": isinstance(database_default, (str, int, float, bool))
@@ -278,208 +375,4 @@ def _is_plain(constraint: Any) -> bool:
     )
 
 
-# --- apply ---
-
-
-def _lists(keys: Any) -> list[list[str]]:
-    return [[key[0], key[1]] for key in keys]
-
-
-class _Progress:
-    """Tells the host about each begin and end that Django's executor reports."""
-
-    def __init__(self, context: Any) -> None:
-        self.context = context
-        self.begun = 0.0
-
-    def __call__(self, action: str, migration: Any = None) -> None:
-        if migration is None:
-            return
-        key = {"app": migration.app_label, "name": migration.name}
-        if action in ("apply_start", "unapply_start"):
-            self.begun = time.monotonic()
-            self.context.emit(event=action, atomic=bool(migration.atomic), **key)
-        elif action in ("apply_success", "unapply_success"):
-            self.context.emit(event=action, seconds=round(time.monotonic() - self.begun, 3), **key)
-
-
-def _lock(connection: Any) -> None:
-    """Keep other migrations out. SQLite has one writer and one host: the deployment's own lock is enough."""
-    if connection.vendor != "sqlite":
-        raise MigrationRefusal(
-            f"the engine {connection.vendor!r} needs an advisory lock while it migrates, which this version does not "
-            "take yet"
-        )
-
-
-def apply(context: Any, expected: list[list[str]] | None = None) -> dict[str, Any]:
-    """Run the project's own ``migrate``, its signals and overrides included.
-
-    :param expected: the plan that was verified; nothing is applied when the present one differs. None: any plan.
-    """
-    from django.core.management import call_command, get_commands, load_command_class
-
-    connection = _connection(context)
-    _lock(connection)
-    executor = _executor(connection)
-    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
-    found = [[migration.app_label, migration.name] for migration, _backwards in plan]
-    if expected is not None and found != _lists(expected):
-        raise MigrationRefusal(
-            f"the plan has changed: verified was {_names(expected)}, pending now is {_names(found)}; nothing was "
-            "applied, so begin the deployment again"
-        )
-    before = _applied_rows(connection)
-    provider = get_commands().get("migrate", "django.core")
-    command = provider if not isinstance(provider, str) else load_command_class(provider, "migrate")
-    progress = _Progress(context)
-    own = getattr(command, "migration_progress_callback", None)
-
-    def report(action: str, migration: Any = None, fake: bool = False) -> None:
-        progress(action, migration)
-        if own is not None:
-            own(action, migration, fake)
-
-    command.migration_progress_callback = report
-    call_command(
-        command,
-        database=context.memory["alias"],
-        interactive=False,
-        verbosity=1,
-        no_color=True,
-        skip_checks=False,
-    )
-    after = _applied_rows(connection)
-    return {"before": before, "applied": after, "plan": found}
-
-
-def _names(keys: Any) -> str:
-    return ", ".join(f"{app}.{name}" for app, name in keys) or "nothing"
-
-
-# --- reverse ---
-
-
-def reverse(context: Any, target: list[list[str]]) -> dict[str, Any]:
-    """Unapply, one at a time, everything that is applied and not in *target*; apply nothing.
-
-    Refuses before the first step when a migration cannot be reversed, is not a file of this release, or carries an
-    applied one that would stay.
-    """
-    connection = _connection(context)
-    _lock(connection)
-    progress = _Progress(context)
-    executor = _executor(connection, lambda action, migration=None, fake=False: progress(action, migration))
-    before = _applied_rows(connection)
-    wanted = {tuple(row) for row in target}
-    present = {tuple(row) for row in before}
-    remove = present - wanted
-    unrecord, unapply = _split_squashed(executor.loader, remove, wanted)
-    _refuse_impossible(executor.loader, unapply, present - remove)
-    graph = executor.loader.graph
-    order = executor.migration_plan(graph.leaf_nodes(), clean_start=True)
-    plan = [(migration, True) for migration, _backwards in reversed(order) if _key(migration) in unapply]
-    if len(plan) != len(unapply):
-        left = unapply - {_key(migration) for migration, _backwards in plan}
-        raise MigrationRefusal(
-            f"{_names(sorted(left))} cannot be placed in the order of migrations; nothing was done"
-        )
-    if plan:
-        _run_backwards(executor, connection, plan)
-    for app, name in sorted(unrecord):
-        # Recorded by check_replacements() of a later migrate, without any change to the schema.
-        executor.recorder.record_unapplied(app, name)
-        context.emit(event="unrecorded", app=app, name=name)
-    return {
-        "before": before,
-        "applied": _applied_rows(connection),
-        "plan": [list(_key(m)) for m, _backwards in plan],
-    }
-
-
-def _key(migration: Any) -> tuple[str, str]:
-    return (migration.app_label, migration.name)
-
-
-def _split_squashed(
-    loader: Any, remove: set[tuple[str, str]], wanted: set[tuple[str, str]]
-) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """Return ``(unrecord, unapply)``: a squash whose replaced migrations all stay loses only its own row."""
-    unrecord: set[tuple[str, str]] = set()
-    unapply = set(remove)
-    for key, migration in loader.replacements.items():
-        replaced = {tuple(old) for old in migration.replaces}
-        if key in remove and replaced and replaced <= wanted:
-            unrecord.add(key)
-            unapply.discard(key)
-        elif key in remove and not replaced & wanted and key in loader.graph.nodes:
-            # Their rows go with the squash, as MigrationExecutor.unapply_migration does it.
-            unapply -= replaced
-        elif key in remove or (key in loader.graph.nodes and replaced & remove):
-            raise MigrationRefusal(
-                f"{_names([key])} replaces {_names(sorted(replaced))}, of which some would stay and some would go; "
-                "nothing was done: restore the backup instead"
-            )
-    return unrecord, unapply
-
-
-def _refuse_impossible(loader: Any, unapply: set[tuple[str, str]], stay: set[tuple[str, str]]) -> None:
-    unknown = sorted(key for key in unapply if key not in loader.graph.nodes)
-    if unknown:
-        raise MigrationRefusal(
-            f"{_names(unknown)} is applied, but this release has no such file and so cannot reverse it; nothing was "
-            "done: use the release that brought it"
-        )
-    for key in sorted(unapply):
-        for operation in loader.graph.nodes[key].operations:
-            if not _can_reverse(operation):
-                raise MigrationRefusal(
-                    f"{_names([key])} cannot be reversed, because of its operation "
-                    f"{str(operation.describe())!r}; nothing was done: restore the backup instead"
-                )
-    children = sorted(key for key in stay if key in loader.graph.nodes and unapply & _ancestors(loader, key))
-    if children:
-        raise MigrationRefusal(
-            f"{_names(children)} would stay, but depends on a migration that would go; nothing was done: the target "
-            "is not a state that this database can have had"
-        )
-
-
-def _ancestors(loader: Any, key: tuple[str, str]) -> set[tuple[str, str]]:
-    return {ancestor for ancestor in loader.graph.forwards_plan(key) if ancestor != key}
-
-
-def _can_reverse(operation: Any) -> bool:
-    inner = getattr(operation, "database_operations", None) or ()
-    return bool(operation.reversible) and all(_can_reverse(each) for each in inner)
-
-
-def _run_backwards(executor: Any, connection: Any, plan: list[tuple[Any, bool]]) -> None:
-    """Unapply *plan* with the signals around it, as the ``migrate`` command of Django does."""
-    from importlib import import_module
-
-    from django.apps import apps
-    from django.core.management.sql import emit_post_migrate_signal, emit_pre_migrate_signal
-    from django.db.migrations.state import ModelState
-    from django.utils.module_loading import module_has_submodule
-
-    for app_config in apps.get_app_configs():
-        # Receivers of the signals are registered in these modules, too.
-        if module_has_submodule(app_config.module, "management"):
-            import_module(".management", app_config.name)
-    state_before = executor._create_project_state(with_applied_migrations=True)
-    shared = {"stdout": sys.stdout, "plan": plan}
-    emit_pre_migrate_signal(1, False, connection.alias, apps=state_before.apps, **shared)
-    state_after = executor.migrate(targets=None, plan=plan, state=state_before.clone())
-    state_after.clear_delayed_apps_cache()
-    apps_after = state_after.apps
-    with apps_after.bulk_update():
-        keys = []
-        for model_state in apps_after.real_models:
-            keys.append((model_state.app_label, model_state.name_lower))
-            apps_after.unregister_model(*keys[-1])
-    apps_after.render_multiple([ModelState.from_model(apps.get_model(*key)) for key in keys])
-    emit_post_migrate_signal(1, False, connection.alias, apps=apps_after, **shared)
-
-
-OPERATIONS = {"applied": applied, "state": state, "apply": apply, "reverse": reverse}
+OPERATIONS = {"applied": applied, "state": state}

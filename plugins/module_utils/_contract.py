@@ -71,6 +71,9 @@ VARIABLES: dict[str, Variable] = {
         "list", [], "Command run once, after the first migration of an empty database."
     ),
     "app_migrate_time_limit": Variable("int", 300, "Seconds that all migrations together may take."),
+    "app_migrate_lock_timeout": Variable(
+        "int", 5, "Seconds a migration's statement may wait for a lock, while the site queues behind it."
+    ),
     "app_collectstatic_commands_before": Variable(
         "list", [], "Commands (lists of words) to run before collectstatic."
     ),

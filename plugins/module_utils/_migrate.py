@@ -28,25 +28,79 @@ from ansible_collections.runbook.deploy.plugins.module_utils._plan import judge_
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, left_behind, read_records
 
+# Where no port is named.
+DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306}
 # Lines of findings that are shown; the rest is counted.
 SHOWN = 20
 
 
-def check_database(target: Installed, settings: Mapping[str, str], live: Mapping[str, Any] | None) -> None:
+def check_database(
+    target: Installed,
+    started: Mapping[str, Any],
+    live: Mapping[str, Any] | None,
+    place: Mapping[str, str] | None,
+) -> None:
     """See that the settings use the database that is backed up.
 
-    :param settings: ``{engine, name, host, port}`` of the default connection; :param live: ``app_database``.
+    :param started: the agent's answer to ``start``: ``vendor``, and in ``database`` what the settings say of the default
+        connection, ``{engine, name, host, port}``.
+    :param live: ``app_database``.
+    :param place: the agent's answer to ``where`` on the live database; None where it is on a scratch.
     :raises Problem: when they are two databases.
     """
-    if not live or live.get("engine") != "sqlite" or not live.get("path"):
+    if not live or not live.get("engine"):
         return
-    used = target.cwd / settings["name"]
-    if "sqlite" not in settings["engine"] or os.path.realpath(used) != os.path.realpath(live["path"]):
-        raise Problem(
-            f"app_database.path is {live['path']!r}, but the settings of the release use {settings['engine']} with "
-            f"{settings['name']!r}: another database would be migrated than is backed up; make app_environment or "
-            "app_database agree."
+    settings = started["database"]
+    if live["engine"] == "sqlite":
+        same = "sqlite" in settings["engine"] and os.path.realpath(
+            target.cwd / settings["name"]
+        ) == os.path.realpath(live.get("path") or "")
+        named, described = f"app_database.path is {live.get('path')!r}", repr(settings["name"])
+    else:
+        name = place["name"] if place else settings["name"]
+        same = (
+            started["vendor"] == live["engine"]
+            and name in (live.get("name"), "")
+            and same_server(live["engine"], settings, live)
         )
+        named = f"app_database is the {live['engine']} database {live.get('name')!r} on {server_text(live)}"
+        described = f"{name!r} on {server_text(settings)}"
+    if not same:
+        raise Problem(
+            f"{named}, but the settings of the release use {settings['engine']} with {described}: another database "
+            "would be migrated than is backed up; make app_environment or app_database agree."
+        )
+
+
+def server_text(database: Mapping[str, Any]) -> str:
+    """Return host and port for a message."""
+    port = f" port {database['port']}" if database.get("port") else ""
+    return f"{database.get('host') or 'the local socket'}{port}"
+
+
+def same_server(engine: str, settings: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
+    """Return whether both name the same server: host and port, where every way to this host is one.
+
+    A socket and an address of the loopback interface lead to the same server when their ports are the same. MySQL's
+    socket has no port, so there is nothing to compare.
+    """
+    theirs, ours = _is_local(settings.get("host")), _is_local(live.get("host"))
+    default = DEFAULT_PORTS[engine]
+    ports = [int(entry.get("port") or default) for entry in (settings, live)]
+    if theirs and ours:
+        socket = engine == "mysql" and (_is_socket(settings.get("host")) or _is_socket(live.get("host")))
+        return socket or ports[0] == ports[1]
+    if theirs != ours:
+        return False
+    return str(settings["host"]).lower() == str(live["host"]).lower() and ports[0] == ports[1]
+
+
+def _is_socket(host: Any) -> bool:
+    return not host or str(host).startswith("/")
+
+
+def _is_local(host: Any) -> bool:
+    return _is_socket(host) or str(host).lower() in ("localhost", "127.0.0.1", "::1")
 
 
 def live_of(
@@ -71,24 +125,33 @@ def verify(
     *,
     checks: bool = True,
     import_modules: Sequence[str] = (),
+    app: str = "",
+    stop_at: str = "",
 ) -> dict[str, Any]:
     """Return ``{applied, heads, plan, notes, inert}`` as the new code sees the database *scratch*.
 
     :param scratch: ``{engine, path}``; None: the live one, which is only read.
+    :param app: label of the only app to migrate; :param stop_at: ``app.name`` of the last migration to apply.
     :param checks: also run the checks; otherwise only the plan is made.
     :raises Problem: for what makes a deployment impossible, everything in one sentence and its evidence.
     """
     with agent_of(target, limit) as agent:
-        started = agent.call("start", argv=["manage.py", "check"], database=scratch_of(scratch))
-        check_database(target, started["database"], live)
+        started = agent.call("start", argv=["manage.py", "check"], database=scratch_of(scratch, live))
+        check_database(target, started, live, None)
         found: dict[str, Any] = {"checks": [], "deploy": [], "missing": [], "imports": []}
         if checks:
             found = agent.call("verify", import_modules=list(import_modules), release=str(target.path))
-        state = agent.call("state")
+        state = agent.call("state", collect=bool(scratch), app=app, target=stop_at)
         # Asked last, because it imports more of the application than anything before.
-        inert = bool(checks and not state["pending"] and agent.call("inert")["inert"])
+        inert = bool(
+            checks and not state["pending"] and not state["remaining"] and agent.call("inert")["inert"]
+        )
     left = left_behind(read_records(target.layout))
     errors, warnings = judge_findings(found, state, started["disabled"], left)
+    warnings += remaining_notes(state)
+    plan = judge_plan(state)
+    for migration in plan["migrations"]:
+        migration["sql"] = migration["sql"] and [agent.hide(text) for text in migration["sql"]]
     if errors:
         shown = [agent.hide(text) for text in errors]
         more = f" and {len(shown) - 1} more, in the evidence" if len(shown) > 1 else ""
@@ -101,25 +164,45 @@ def verify(
     return {
         "applied": state["applied"],
         "heads": heads(state["applied"]),
-        "plan": judge_plan(state),
+        "plan": plan,
         "notes": [agent.hide(text) for text in warnings],
         "inert": inert,
     }
 
 
-def scratch_of(scratch: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Return ``{engine, path}`` of the option ``database``; None for none.
+def scratch_of(
+    scratch: Mapping[str, Any] | None, live: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Return what the process is to use instead of the live database: ``{engine, path}`` or ``{engine, name, …}``.
 
-    :raises Problem: when a member is missing.
+    Host and port are named only where they are not those of app_database, because the settings may know another way
+    to the same server.
+
+    :param scratch: the option ``database``; None or empty: none. :param live: ``app_database``.
+    :raises Problem: when a member is missing, or it is the live database.
     """
     if not scratch:
         return None
-    if not scratch.get("engine") or not scratch.get("path"):
+    key = "path" if scratch.get("engine") == "sqlite" else "name"
+    if not scratch.get("engine") or not scratch.get(key):
         raise Problem(
-            f"The option database has {sorted(scratch)}, expected engine and path: pass on the scratch that "
+            f"The option database has {sorted(scratch)}, expected engine and {key}: pass on the scratch that "
             "database_backup returned."
         )
-    return {"engine": str(scratch["engine"]), "path": str(scratch["path"])}
+    found = {"engine": str(scratch["engine"]), key: str(scratch[key])}
+    live = live or {}
+    if key == "name":
+        if live.get("name") == scratch["name"]:
+            raise Problem(
+                f"The option database is {scratch['name']!r}, which is app_database itself: pass on the scratch that "
+                "database_backup returned."
+            )
+        for member in ("host", "port"):
+            if scratch.get(member) and scratch.get(member) != live.get(member):
+                found[member] = str(scratch[member])
+        if scratch.get("identity"):
+            found["identity"] = dict(scratch["identity"])
+    return found
 
 
 def judge_findings(
@@ -201,6 +284,24 @@ def split_unknown(state: Mapping[str, Any]) -> tuple[list[list[str]], list[list[
     return late, stale
 
 
+def remaining_notes(state: Mapping[str, Any]) -> list[str]:
+    """Return a warning about what stays pending because one app or one migration was asked for."""
+    if not state["remaining"]:
+        return []
+    return [
+        f"pending and not asked for, so left out: {names(state['remaining'])}; the release may need them, so migrate the "
+        "rest soon"
+    ]
+
+
+def index_notes(indexes: Sequence[str]) -> list[str]:
+    """Return a warning about indexes that exist and are not used, as a failed concurrent build leaves them."""
+    return [
+        f"the index {text} is invalid, as a failed CREATE INDEX CONCURRENTLY leaves it: drop it or REINDEX it"
+        for text in indexes
+    ]
+
+
 # --- apply and reverse ---
 
 
@@ -212,23 +313,35 @@ def apply(
     live: Mapping[str, Any] | None,
     initial_command: Sequence[str],
     limit: float,
+    lock_timeout: float = 5.0,
+    app: str = "",
+    stop_at: str = "",
 ) -> dict[str, Any]:
     """Apply the pending migrations, which must be those of *plan* where it is given.
 
-    :return: ``{changed, applied, heads, plan, seconds: [{app, name, seconds}], initial_command}``; the last says
-        whether the command ran.
+    :param lock_timeout: seconds that a statement may wait for a lock.
+    :param app: label of the only app to migrate; :param stop_at: ``app.name`` of the last migration to apply.
+    :return: ``{changed, applied, heads, plan, seconds: [{app, name, seconds}], initial_command, notes}``;
+        ``initial_command`` says whether the command ran.
     :raises Problem: saying which migration failed, what was applied before it and what is applied now.
     """
     with agent_of(target, limit) as agent:
         started = agent.call("start", argv=["manage.py", "migrate"])
-        check_database(target, started["database"], live)
-        state = agent.call("state")
+        check_database(target, started, live, agent.call("where"))
+        state = agent.call("state", app=app, target=stop_at)
         before = state["applied"]
         remember_before(target, journal, before)
         initial = prepare_initial(target, before, initial_command)
         progress = Progress(journal, before)
         try:
-            answer = agent.call("apply", on_event=progress, expected=plan)
+            answer = agent.call(
+                "apply",
+                on_event=progress,
+                expected=plan,
+                lock_timeout=lock_timeout,
+                app=app,
+                target=stop_at,
+            )
         except AgentProblem as problem:
             live_now = live_of(target, started["database"], live)
             raise explain(agent, live_now, "django", before, progress, problem, "applied") from problem
@@ -243,6 +356,7 @@ def apply(
         "plan": judge_plan(state),
         "seconds": progress.done,
         "initial_command": initial,
+        "notes": index_notes(answer["invalid_indexes"]) + remaining_notes(state),
     }
 
 
@@ -253,6 +367,7 @@ def reverse(
     wanted: list[list[str]],
     live: Mapping[str, Any] | None,
     limit: float,
+    lock_timeout: float = 5.0,
 ) -> dict[str, Any]:
     """Unapply everything that is applied and not in *wanted*, with the code of the release *target*.
 
@@ -261,11 +376,11 @@ def reverse(
     """
     with agent_of(target, limit) as agent:
         started = agent.call("start", argv=["manage.py", "migrate"])
-        check_database(target, started["database"], live)
+        check_database(target, started, live, agent.call("where"))
         before = agent.call("applied")["applied"]
         progress = Progress(journal, before)
         try:
-            answer = agent.call("reverse", on_event=progress, target=wanted)
+            answer = agent.call("reverse", on_event=progress, target=wanted, lock_timeout=lock_timeout)
         except AgentProblem as problem:
             live_now = live_of(target, started["database"], live)
             raise explain(agent, live_now, "django", before, progress, problem, "reversed") from problem

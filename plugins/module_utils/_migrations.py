@@ -8,6 +8,8 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import read
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal
+
+# How often, and with how many seconds between, a server is asked what is applied after a failure.
+READ_ATTEMPTS = 6
+READ_PAUSE = 2.0
+# Statements that a sentence names.
+SHOWN_STATEMENTS = 5
 
 
 def agent_of(target: Installed, limit: float) -> Agent:
@@ -98,11 +106,17 @@ def nothing_pending(
         "plan": empty_plan(),
         "seconds": [],
         "initial_command": False,
+        "notes": [],
     }
 
 
 class Progress:
     """What has happened to the live database, written into the record at each step.
+
+    ``running``: the event of the migration that has begun and not ended, with ``operation`` (the event of the one
+    that was begun last), ``statements`` (those that were executed in it and are not rolled back with the migration)
+    and ``finished`` (how many operations before it were executed). ``blocked``, ``invalid_indexes``: what the process
+    told about a failure.
 
     :param rows: the applied migrations before the first step.
     """
@@ -112,12 +126,29 @@ class Progress:
         self.rows = [list(row) for row in rows]
         self.running: dict[str, Any] | None = None
         self.done: list[dict[str, Any]] = []
+        self.blocked: list[str] = []
+        self.invalid_indexes: list[str] = []
+        self.retries = 0
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        kind = event["event"]
+        if kind in ("apply_start", "unapply_start"):
+            self.running = {**event, "operation": None, "statements": []}
+        elif kind == "operation" and self.running is not None:
+            self.running.update(operation=dict(event), statements=[])
+        elif kind == "statement" and self.running is not None:
+            self.running["statements"].append(event["sql"])
+        elif kind == "retry":
+            self.retries += 1
+        elif kind == "blocked":
+            self.blocked = list(event["by"])
+        elif kind == "invalid_indexes":
+            self.invalid_indexes = list(event["indexes"])
+        elif kind in ("apply_success", "unapply_success", "unrecorded"):
+            self._ended(event)
+
+    def _ended(self, event: Mapping[str, Any]) -> None:
         key = [event["app"], event["name"]]
-        if event["event"] in ("apply_start", "unapply_start"):
-            self.running = dict(event)
-            return
         if event["event"] == "apply_success":
             self.rows.append(key)
         else:
@@ -131,6 +162,15 @@ class Progress:
     def done_keys(self) -> list[list[str]]:
         """The migrations that were applied or reversed."""
         return [[entry["app"], entry["name"]] for entry in self.done]
+
+    @property
+    def failed_operation(self) -> dict[str, Any] | None:
+        """``{index, of, description, deferred, statements}`` of the operation in which it stopped; None for none."""
+        operation = (self.running or {}).get("operation")
+        if not operation:
+            return None
+        facts = {key: operation[key] for key in ("index", "of", "description", "deferred")}
+        return {**facts, "statements": list(self.running["statements"])}
 
 
 def remember_before(target: Installed, journal: Journal, rows: Sequence[Sequence[str]]) -> None:
@@ -171,8 +211,19 @@ def explain(
     else:
         parts.append(f"now applied: {describe_heads(now)}")
         progress.journal.update(heads_after=heads(now))
-    if running and running.get("atomic") is False:
-        parts.append("it is not atomic, so a part of its changes may remain: compare with the backup")
+    if running and running.get("atomic"):
+        parts.append("its transaction was rolled back, so nothing of it remains")
+    elif running and running.get("atomic") is False:
+        parts.append(what_remains(progress))
+    if progress.invalid_indexes:
+        parts.append(
+            f"it left the unusable index {', '.join(progress.invalid_indexes)}: DROP INDEX CONCURRENTLY before the next try"
+        )
+    if progress.blocked:
+        tried = f" in {progress.retries + 1} attempts" if progress.retries else ""
+        parts.append(
+            f"a lock was not given{tried}, because of {', '.join(progress.blocked)}: end that or wait for it"
+        )
     changed = (
         now is None or [list(row) for row in now] != [list(row) for row in before] or bool(progress.done)
     )
@@ -183,24 +234,50 @@ def explain(
         applied=now,
         heads={} if now is None else heads(now),
         failed_migration=[running["app"], running["name"]] if running else None,
+        failed_operation=progress.failed_operation,
         done=progress.done_keys,
         seconds=progress.done,
         live_changed=changed or bool(running and running.get("atomic") is False),
     )
 
 
+def what_remains(progress: Progress) -> str:
+    """Return what a migration that cannot be rolled back has done and not done, as far as it told."""
+    operation = progress.failed_operation
+    if operation is None:
+        return "it is not rolled back as a whole, and stopped before its first operation"
+    statements = operation["statements"]
+    if operation["deferred"]:
+        begun = (
+            f"all of its {operation['of']} operations were executed, it stopped in {operation['description']}"
+        )
+    else:
+        begun = (
+            f"it is not rolled back as a whole: it stopped in its operation {operation['index']} of {operation['of']} "
+            f"({operation['description']}), of which the {operation['index'] - 1} before remain done"
+        )
+    shown = "; ".join(statements[:SHOWN_STATEMENTS])
+    more = f" and {len(statements) - SHOWN_STATEMENTS} more" if len(statements) > SHOWN_STATEMENTS else ""
+    inside = f", and in it were executed: {shown}{more}" if statements else ", and nothing in it was executed"
+    return f"{begun}{inside}; complete or undo these by hand, or restore the backup, before it is tried again"
+
+
 def rows_now(agent: Agent, database: Mapping[str, Any] | None, framework: str) -> list[list[str]] | None:
     """Return the rows that are applied now, by the process if it still answers, else by a look into *database*.
 
-    None: they could not be read.
+    A server that has just died may come back by itself, so it is asked for a while. None: they could not be read.
     """
-    try:
-        if not agent.finished:
-            return agent.call("applied")["applied"]
-        if database and database.get("engine"):
-            return applied_in(database, framework) or []
-    except Problem:
-        pass
+    for attempt in range(READ_ATTEMPTS):
+        if attempt:
+            time.sleep(READ_PAUSE)
+        with contextlib.suppress(Problem):
+            if not agent.finished:
+                return agent.call("applied")["applied"]
+        with contextlib.suppress(Problem):
+            if database and database.get("engine"):
+                return applied_in(database, framework) or []
+        if agent.finished and not (database and database.get("engine")):
+            break
     return None
 
 

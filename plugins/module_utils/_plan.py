@@ -20,6 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._locks import judge_locks, judge_transaction
+from ansible_collections.runbook.deploy.plugins.module_utils._plan_fields import judge_alter_field
+
 YES, NO, UNKNOWN = "yes", "no", "unknown"
 # Best first: of several answers the last one in this order counts.
 GOOD_IS_YES = (YES, UNKNOWN, NO)
@@ -78,12 +81,13 @@ def overall(judged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {name: worst((entry[name] for entry in judged), order) for name, order in PROPERTIES.items()}
 
 
-def judge_operation(facts: Mapping[str, Any]) -> dict[str, Any]:
+def judge_operation(facts: Mapping[str, Any], vendor: str = "") -> dict[str, Any]:
     """Return ``{name, description, reversible, compatible, destructive}`` for an operation.
 
     :param facts: as ``_agent_migrate._describe_operation`` returns them.
+    :param vendor: ``postgresql``, ``mysql`` or ``sqlite``; "" for what holds in all of them.
     """
-    reversible, compatible, destructive = _judge(facts)
+    reversible, compatible, destructive = _judge(facts, vendor)
     if not facts["reversible"]:
         # Django itself refuses to go back.
         reversible = NO
@@ -96,7 +100,7 @@ def judge_operation(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _judge(facts: Mapping[str, Any]) -> tuple[str, str, str]:
+def _judge(facts: Mapping[str, Any], vendor: str) -> tuple[str, str, str]:
     name, module = facts["class"], facts["module"]
     if module.startswith("django.contrib.postgres.operations"):
         return POSTGRESQL.get(name, (UNKNOWN, UNKNOWN, UNKNOWN))
@@ -104,15 +108,16 @@ def _judge(facts: Mapping[str, Any]) -> tuple[str, str, str]:
     if not module.startswith("django.db.migrations.operations"):
         return (UNKNOWN, UNKNOWN, UNKNOWN)
     if name == "SeparateDatabaseAndState":
-        found = overall([judge_operation(inner) for inner in facts["operations"]])
+        found = overall([judge_operation(inner, vendor) for inner in facts["operations"]])
         return (found["reversible"], found["compatible"], found["destructive"])
     if name in ("RunPython", "RunSQL"):
         # Reversible is what the author says by giving a reverse; what it does to rows nobody can know from here.
         return (YES, YES, NO) if facts["noop"] else (YES, UNKNOWN, UNKNOWN)
+    if name == "AlterField":
+        return judge_alter_field(facts, vendor)
     judge = {
         "AddField": _judge_add_field,
         "RemoveField": _judge_remove_field,
-        "AlterField": _judge_alter_field,
         "RenameField": _judge_rename_field,
         "AlterModelTable": _judge_alter_table,
         "AlterUniqueTogether": _judge_unique_together,
@@ -128,7 +133,11 @@ def _judge_add_field(facts: Mapping[str, Any]) -> tuple[str, str, str]:
         return (YES, UNKNOWN, NO)
     # The old code's INSERT does not name the column. Django's own default is no default of the database.
     fills_itself = field["null"] or field["db_default"] or field["generated"] or field["many_to_many"]
-    return (YES, YES if fills_itself else NO, NO)
+    if not fills_itself:
+        return (YES, NO, NO)
+    # Two rows of the old code's get the same value; NULLs do not clash.
+    clashes = (field["unique"] or field["primary_key"]) and (field["db_default"] or field["generated"])
+    return (YES, NO if clashes else YES, NO)
 
 
 def _judge_remove_field(facts: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -137,16 +146,10 @@ def _judge_remove_field(facts: Mapping[str, Any]) -> tuple[str, str, str]:
         return (UNKNOWN, NO, YES)
     # Going back adds the column again, which needs a value for the rows that are there.
     comes_back = any(field[key] for key in ("null", "default", "db_default", "generated", "many_to_many"))
+    if field["unique"] and (field["default"] or field["db_default"]):
+        # The rows that are there would all get the same value.
+        comes_back = False
     return (YES if comes_back else UNKNOWN, NO, NO if field["generated"] else YES)
-
-
-def _judge_alter_field(facts: Mapping[str, Any]) -> tuple[str, str, str]:
-    if facts["altered"] == []:
-        return (YES, YES, NO)
-    if facts["altered"] == ["default"]:
-        # Django has no default in the database's column (db_default is another attribute).
-        return (YES, YES, NO)
-    return (UNKNOWN, UNKNOWN, UNKNOWN)
 
 
 def _judge_rename_field(facts: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -238,15 +241,22 @@ def judge_plan(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plan of the pending migrations, as the contract of the module ``migration`` has it.
 
     :param state: the answer of the agent's operation ``state``.
-    :return: ``{migrations: [{app, name, operations, reversible, compatible, destructive, atomic}], reversible,
-        compatible, destructive, rebuilds: [table]}``.
+    :return: ``{migrations: [{app, name, operations, reversible, compatible, destructive, atomic, sql, transactional,
+        locks}], reversible, compatible, destructive, rebuilds: [table], remaining: [[app, name]]}``.
     """
     migrations = []
+    vendor = state["vendor"]
     rebuilds: set[str] = set()
+    # Copying or locking a table that the same plan has just made costs nothing.
+    created: set[str] = set()
     for migration in state["pending"]:
-        operations = [judge_operation(facts) for facts in migration["operations"]]
+        operations = [judge_operation(facts, vendor) for facts in migration["operations"]]
+        copied: set[str] = set()
         for facts in migration["operations"]:
-            rebuilds.update(rebuilt_tables(facts, state))
+            if facts["class"] == "CreateModel":
+                created.add(facts["table_after"])
+            copied.update(rebuilt_tables(facts, state))
+        rebuilds |= copied
         migrations.append(
             {
                 "app": migration["app"],
@@ -254,18 +264,21 @@ def judge_plan(state: Mapping[str, Any]) -> dict[str, Any]:
                 "operations": operations,
                 "atomic": migration["atomic"],
                 **overall(operations),
+                "sql": migration.get("sql"),
+                "transactional": judge_transaction(migration, state.get("can_rollback_ddl")),
+                "locks": judge_locks(
+                    vendor, migration, created, sorted(copied - created), bool(state.get("mariadb"))
+                ),
             }
         )
-    created = {
-        facts["table_after"]
-        for migration in state["pending"]
-        for facts in migration["operations"]
-        if facts["class"] == "CreateModel"
+    return {
+        "migrations": migrations,
+        **overall(migrations),
+        "rebuilds": sorted(rebuilds - created),
+        "remaining": [list(key) for key in state.get("remaining", ())],
     }
-    # Copying a table that the same plan has just made costs nothing.
-    return {"migrations": migrations, **overall(migrations), "rebuilds": sorted(rebuilds - created)}
 
 
 def empty_plan() -> dict[str, Any]:
     """Return the plan of an application with nothing to migrate."""
-    return {"migrations": [], **overall([]), "rebuilds": []}
+    return {"migrations": [], **overall([]), "rebuilds": [], "remaining": []}

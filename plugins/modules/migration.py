@@ -111,6 +111,24 @@ options:
     type: list
     elements: str
     default: []
+  lock_timeout:
+    description:
+      - Seconds that a statement of a migration may wait for a lock in PostgreSQL, MySQL and MariaDB, while the site queues behind it.
+      - A migration that was rolled back as a whole for that is tried three times.
+    type: float
+    default: 5.0
+  app:
+    description:
+      - The label of the only app of a Django project to plan, verify and apply, with the migrations of others that it depends on.
+      - What stays pending is in V(plan.remaining) and V(notes).
+    type: str
+    default: ""
+  target:
+    description:
+      - The migration to stop at, as C(app.name) or with the beginning of a name that no other has.
+      - Going back to an earlier one is refused.
+    type: str
+    default: ""
   time_limit:
     description: Seconds for the whole work. The application's process is ended when they are over.
     type: int
@@ -173,7 +191,10 @@ plan:
   returned: when O(state) is not V(reversed)
   contains:
     migrations:
-      description: The migrations with C(app), C(name), C(atomic), C(operations) and the three answers.
+      description:
+        - The migrations with C(app), C(name), C(atomic), C(operations) and the three answers.
+        - Besides C(sql), the statements, null where only running it would tell; C(transactional), V(yes), V(no) or V(unknown);
+          C(locks), each with C(table), C(lock) and C(reason).
       type: list
       elements: dict
     reversible:
@@ -189,11 +210,15 @@ plan:
       description: The tables that SQLite copies, while writers have to wait.
       type: list
       elements: str
+    remaining:
+      description: What stays pending because of O(app) or O(target), each a pair of an app and a name.
+      type: list
+      elements: list
 notes:
-  description: What the checks found that does not forbid a deployment.
+  description: What was found that does not forbid a deployment.
   type: list
   elements: str
-  returned: when O(state=verified)
+  returned: when O(state=verified) or O(state=applied)
 inert:
   description: Whether C(migrate) does nothing at all now. Nothing is pending, and nothing but Django itself listens to its signals.
   type: bool
@@ -216,6 +241,12 @@ failed_migration:
   description: The migration that failed, as a pair of an app and a name, or null when it was none.
   type: list
   elements: str
+  returned: on failure of O(state=applied) and O(state=reversed)
+failed_operation:
+  description:
+    - The operation in which it stopped, with C(index), C(of), C(description), C(statements) (those that were executed in it and
+      were not rolled back) and C(deferred) (all operations were executed, and it stopped in what they put off). Null when not known.
+  type: dict
   returned: on failure of O(state=applied) and O(state=reversed)
 done:
   description: The migrations that were applied or reversed before the failure.
@@ -281,6 +312,10 @@ def check_options(params: dict[str, Any], check_mode: bool) -> None:
         raise Problem(
             f"The option time_limit is {params['time_limit']}, expected a number of seconds above 0."
         )
+    if params["lock_timeout"] <= 0:
+        raise Problem(
+            f"The option lock_timeout is {params['lock_timeout']:g}, expected a number of seconds above 0."
+        )
     if params["framework"] == "none":
         return
     if state == "verified" and not params["database"] and not check_mode:
@@ -308,7 +343,10 @@ def without_running(params: dict[str, Any]) -> dict[str, Any]:
     if params["state"] == "applied":
         # Without a plan nobody has asked yet whether anything is pending.
         answer.update(
-            changed=params["plan"] is None or bool(params["plan"]), seconds=[], initial_command=False
+            changed=params["plan"] is None or bool(params["plan"]),
+            seconds=[],
+            initial_command=False,
+            notes=[],
         )
     return answer
 
@@ -322,7 +360,7 @@ def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
     if params["state"] == "verified":
         answer.update(notes=[], inert=True)
     elif params["state"] == "applied":
-        answer.update(seconds=[], initial_command=False)
+        answer.update(seconds=[], initial_command=False, notes=[])
     return answer
 
 
@@ -339,6 +377,8 @@ def work(
             limit,
             checks=state == "verified",
             import_modules=params["import_modules"],
+            app=params["app"],
+            stop_at=params["target"],
         )
         journal.update(plan=found["plan"])
         notes, inert = found.pop("notes"), found.pop("inert")
@@ -362,6 +402,9 @@ def work(
             live=params["live_database"],
             initial_command=params["initial_command"],
             limit=limit,
+            lock_timeout=params["lock_timeout"],
+            app=params["app"],
+            stop_at=params["target"],
         )
     else:
         answer = reverse(
@@ -370,6 +413,7 @@ def work(
             wanted=expected_keys(params["applied"]) or [],
             live=params["live_database"],
             limit=limit,
+            lock_timeout=params["lock_timeout"],
         )
     entry["seconds"] = answer["seconds"]
     return answer
@@ -392,6 +436,9 @@ def main() -> None:
             "verified": {"type": "list", "elements": "list"},
             "import_modules": {"type": "list", "elements": "str", "default": []},
             "initial_command": {"type": "list", "elements": "str", "default": []},
+            "lock_timeout": {"type": "float", "default": 5.0},
+            "app": {"type": "str", "default": ""},
+            "target": {"type": "str", "default": ""},
             "time_limit": {"type": "int", "default": 300},
         },
         supports_check_mode=True,
