@@ -186,7 +186,7 @@ def scratch_of(
     key = "path" if scratch.get("engine") == "sqlite" else "name"
     if not scratch.get("engine") or not scratch.get(key):
         raise Problem(
-            f"The option database has {sorted(scratch)}, expected engine and {key}: pass on the scratch that "
+            f"The option database has {sorted(scratch)}, expected engine and path or name: pass on the scratch that "
             "database_backup returned."
         )
     found = {"engine": str(scratch["engine"]), key: str(scratch[key])}

@@ -373,7 +373,8 @@ def test_a_part_of_a_migration_may_remain(project: DjangoProject, run: Run) -> N
     operations = 'migrations.RunSQL("create table half (x)", "drop table half"), migrations.RunPython(fail)'
     project.migration("0002_half", "0001_initial", operations, code=FAILS, atomic=False)
     found = run(state="applied")
-    assert "not atomic" in found["msg"]
+    assert "stopped in its operation 2 of 2" in found["msg"]
+    assert found["failed_operation"]["index"] == 2
     assert found["live_changed"] is True
     assert "half" in tables(project)
 
@@ -488,7 +489,7 @@ def test_nothing_to_migrate(run: Run) -> None:
         ({"state": "planned", "release": "ffffffffffff-00000000"}, "is not built"),
         ({"state": "applied", "plan": ["x"]}, "expected [app, name]"),
         ({"state": "applied", "time_limit": 0}, "above 0"),
-        ({"state": "verified", "database": {"path": "/x"}}, "expected engine and path"),
+        ({"state": "verified", "database": {"path": "/x"}}, "expected engine and path or name"),
         ({"state": "planned", "environment": "[]"}, "app_environment"),
     ],
 )
