@@ -50,6 +50,8 @@ class ActionModule(ActionBase):
         if not errors and purpose == "deployment" and values.get("app_archive"):
             errors = self._archive(values["app_archive"])
         errors += self._partial(purpose, variables)
+        if not errors and purpose == "deployment":
+            errors = self._one_file_each(values, variables)
         if not errors:
             primary, errors = self._primary(values, variables, purpose)
         if errors:
@@ -140,6 +142,18 @@ class ActionModule(ActionBase):
                 "meant, or its sha256 is that of another one."
             ]
         return []
+
+    @staticmethod
+    def _one_file_each(values: dict[str, Any], variables: dict[str, Any]) -> list[str]:
+        """Refuse SQLite on several hosts, where each would read and write a file of its own, unless they share one."""
+        database, hosts = values.get("app_database") or {}, variables.get("groups", {}).get("app", [])
+        if database.get("engine") != "sqlite" or database.get("shared") or len(hosts) < 2:
+            return []
+        return [
+            f"app_database is the SQLite file {database.get('path')!r}, but group app has {len(hosts)} hosts ({', '.join(hosts[:5])}"
+            f"{', …' if len(hosts) > 5 else ''}), each of which would have a file of its own: leave one host, or use a database "
+            "server; where the path is one file system that all of them share, say so with app_database.shared: true."
+        ]
 
     def _primary(
         self, values: dict[str, Any], variables: dict[str, Any], purpose: str

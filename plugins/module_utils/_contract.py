@@ -111,7 +111,7 @@ VARIABLES: dict[str, Variable] = {
     "app_report_store": Variable("path", "", "Directory of the controller that gets records and reports."),
 }
 
-DATABASE = {"engine": "str", "path": "str"}
+DATABASE = {"engine": "str", "path": "str", "shared": "bool"}
 ENGINES = ("sqlite",)
 ARCHIVE = {"path": "str", "sha256": "str"}
 ADOPT = {"path": "str", "service": "str", "environment_file": "str", "socket": "str"}

@@ -32,6 +32,7 @@ DATABASE_OPTION: dict[str, Any] = {
     "options": {
         "engine": {"type": "str", "required": True},
         "path": {"type": "path"},
+        "shared": {"type": "bool"},
         "name": {"type": "str"},
         "host": {"type": "str"},
         "port": {"type": "int"},

@@ -57,6 +57,9 @@ options:
       path:
         description: The absolute path of the file of an SQLite database.
         type: path
+      shared:
+        description: Whether all hosts see this one file. It says so to the contract, and changes nothing here.
+        type: bool
       name:
         description: The name of the database, for engines with a server.
         type: str

@@ -45,6 +45,11 @@ CASES = (
         {"app_database": {"engine": "sqlite", "path": f"{ROOT}/current/db.sqlite3"}},
     ),
     Case(
+        "a file for each host",
+        ("app_database", "guard1, guard2", "app_database.shared: true"),
+        {"app_database": {"engine": "sqlite", "path": "/data/goexplorer.sqlite3"}},
+    ),
+    Case(
         "socket path",
         ("app_root", "bytes", "107", "choose a shorter app_root"),
         {"app_root": "/srv/" + "x" * 80},

@@ -17,7 +17,7 @@ GOOD = {
     "app_repository": "https://git.example.org/shop.git",
     "app_settings_module": "shop.settings",
     "app_version": "v1",
-    "app_database": {"engine": "sqlite", "path": "/srv/shop/shared/data/shop.sqlite3"},
+    "app_database": {"engine": "sqlite", "path": "/srv/shop/shared/data/shop.sqlite3", "shared": True},
     "app_services": [{"name": "web", "command": "gunicorn shop.wsgi --bind unix:{socket}"}],
     "app_url": "https://shop.example.org",
 }
@@ -50,6 +50,17 @@ def test_a_primary_outside_the_group_is_refused():
     answer = check(app_primary="db1")
     assert answer["failed"]
     assert "app_primary is 'db1'" in answer["msg"]
+
+
+def test_a_file_for_each_host_is_no_database_for_all_of_them():
+    alone = {"engine": "sqlite", "path": "/srv/shop/shared/data/shop.sqlite3"}
+    answer = check(app_database=alone)
+    assert answer["failed"]
+    assert "web1, web2" in answer["msg"]
+    assert "app_database.shared: true" in answer["msg"]
+    # Data that is there must always be reachable: only a deployment is refused.
+    assert "failed" not in check(purpose="rollback", app_database=alone)
+    assert "failed" not in check(app_database={**alone, "shared": True})
 
 
 def test_a_limit_without_the_primary_is_refused():
