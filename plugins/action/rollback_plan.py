@@ -8,7 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.runbook.deploy.plugins.module_utils._decision import decide, forecast, towards
+from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
+    decide,
+    forecast,
+    through_unproven,
+    towards,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 
@@ -53,13 +58,21 @@ class ActionModule(ActionBase):
             except Problem as problem:
                 result.update(failed=True, msg=problem.message)
                 return result
-        result["undone"] = undone
-        result["plan"] = decide(
-            record=undone,
+        plan = self._decide(undone, args)
+        if plan["revert"] and (undone.get("previous") or {}).get("proven") is False:
+            # It has replaced what was never proved itself, so that this is nothing to go back to.
+            undone = through_unproven(undone, args["records"])
+            plan = self._decide(undone, args)
+        result.update(undone=undone, plan=plan)
+        return result
+
+    @staticmethod
+    def _decide(record: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
+        return decide(
+            record=record,
             states=args["states"],
             primary=args["primary"],
             failures=args["failures"],
             level=args["level"],
             consent=args["consent"],
         )
-        return result

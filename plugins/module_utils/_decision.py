@@ -49,11 +49,20 @@ def _names(migrations: Iterable[Migration]) -> str:
     return ", ".join(names)
 
 
-def host_is_new(state: Mapping[str, Any], release: str) -> bool:
-    """Say whether a host serves *release*, or would after a reboot."""
-    current = state.get("current") or {}
-    serving = [s for s in state.get("services", []) if s.get("running") and s.get("release") == release]
-    return current.get("release") == release or bool(serving)
+def host_is_new(state: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Say whether a host serves what *record* deployed, or would after a reboot.
+
+    An earlier instance of the same release is not what it deployed; where the instance is not known, the release counts.
+    """
+    releases = {record.get("release") or "", *record.get("releases", [])} - {""}
+    ids = {record.get("id"), *record.get("undone", [])} - {None, ""}
+
+    def deployed(found: Mapping[str, Any]) -> bool:
+        instance = found.get("deployment")
+        return found.get("release") in releases and (not ids or not instance or instance in ids)
+
+    running = [service for service in state.get("services", []) if service.get("running")]
+    return deployed(state.get("current") or {}) or any(deployed(service) for service in running)
 
 
 def decide(
@@ -79,9 +88,8 @@ def decide(
     """
     unknown = sorted(host for host, state in states.items() if not state)
     reached = {host: state for host, state in states.items() if state}
-    release = record.get("release") or ""
     target = record.get("previous") or None
-    revert = sorted(host for host, state in reached.items() if host_is_new(state, release))
+    revert = sorted(host for host, state in reached.items() if host_is_new(state, record))
     before = record.get("applied_before")
     plan = record.get("plan") or {}
     now = reached.get(primary, {}).get("applied") if primary in reached else None
@@ -123,19 +131,18 @@ def decide(
     if doubt:
         return result("stop", f"{doubt[0].upper()}{doubt[1:]}: a person has to look.")
     if not revert and not reverse:
+        unproven = (target or {}).get("proven") is False
         return result(
             "abandon",
-            f"Nothing live was changed on {', '.join(sorted(reached))}, and what {', '.join(unknown)} serves is unknown."
+            f"Nothing live was changed; what serves, of deployment {(target or {}).get('deployment')}, was never proved, and is left as "
+            "it is."
+            if unproven and not unknown
+            else f"Nothing live was changed on {', '.join(sorted(reached))}, and what {', '.join(unknown)} serves is unknown."
             if unknown
             else "Nothing live was changed: no host serves the new release and no migration was applied.",
         )
-    if target is None and not revert:
-        return result(
-            "abandon",
-            f"Nothing served before and nothing serves now; the database keeps {_names(reverse)} for the next attempt.",
-        )
     if target is None:
-        return result("stop", "There is no release before this one that could be gone back to.")
+        return result("abandon", _first(revert, reverse))
     if not reverse:
         return result("code", f"No migration was applied: {_place(revert)} the release before.")
     if unknown and worst(reverse, plan, "compatible") != "yes" and switching_began(record):
@@ -145,6 +152,14 @@ def decide(
             "proved to run with that: a person has to look at that host first.",
         )
     return _with_migrations(result, record, reverse, plan, revert, consent)
+
+
+def _first(revert: Sequence[str], reverse: Sequence[Migration]) -> str:
+    """Return why a deployment before which nothing served ends with nothing that serves."""
+    kept = f"the database keeps {_names(reverse)} for the next attempt" if reverse else "the database stays"
+    if revert:
+        return f"Nothing served before this deployment: what it started on {', '.join(revert)} is stopped; {kept}."
+    return f"Nothing served before and nothing serves now; {kept}."
 
 
 def _place(revert: Sequence[str]) -> str:
@@ -212,6 +227,14 @@ def _asked(
     """Answer a level that the operator asked for, or `stop` with the reason why it cannot be."""
     plan, target = record.get("plan") or {}, record.get("previous") or None
     names = _names(reverse) or "nothing"
+    if target is None and level in ("abandon", "stop"):
+        return result("abandon", _first(revert, reverse))
+    if level == "stop":
+        return result(
+            "stop",
+            "rollback_level=stop was asked for, but there is a release to go back to: leave the level out, or take the application "
+            "out of service with playbooks/remove.yml.",
+        )
     if target is None and level not in ("abandon", "stop"):
         return result("stop", f"rollback_level={level} was asked for, but there is no release to go back to.")
     if level == "code":
@@ -337,11 +360,6 @@ def towards(records: Sequence[Mapping[str, Any]], to: str, complete: Iterable[st
         raise Problem(
             f"rollback_to is {to!r}, but its release {found.get('release')} is no more on the host: deploy that version instead."
         )
-    migrations: dict[tuple[str, str], Any] = {}
-    for record in newer:
-        for migration in (record.get("plan") or {}).get("migrations", []):
-            migrations.setdefault((migration["app"], migration["name"]), migration)
-    first = next((record for record in reversed(newer) if record.get("applied_before") is not None), {})
     return {
         **undo[0],
         "previous": {
@@ -350,12 +368,51 @@ def towards(records: Sequence[Mapping[str, Any]], to: str, complete: Iterable[st
             "commit": found.get("commit"),
             "version": found.get("version"),
         },
+        **_as_one(newer),
+        "undone": [record["id"] for record in undo],
+    }
+
+
+def _as_one(newer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the members of a record that stands for all of *newer*, newest first: what they applied, from the oldest on."""
+    migrations: dict[tuple[str, str], Any] = {}
+    phases: dict[str, Any] = {}
+    for record in newer:
+        for migration in (record.get("plan") or {}).get("migrations", []):
+            migrations.setdefault((migration["app"], migration["name"]), migration)
+        for phase in record.get("phases", []):
+            phases.setdefault(phase.get("phase"), {"phase": phase.get("phase")})
+    first = next((record for record in reversed(newer) if record.get("applied_before") is not None), {})
+    return {
         "applied_before": first.get("applied_before"),
         "backup": first.get("backup") or {},
         "plan": {"migrations": list(migrations.values())},
-        "phases": [{"phase": "migrate"}] if any(migration_began(record) for record in newer) else [],
+        "phases": list(phases.values()),
         "traffic_taken": next((r["traffic_taken"] for r in newer if r.get("traffic_taken")), None),
-        "undone": [record["id"] for record in undo],
+        "releases": sorted({record["release"] for record in newer if record.get("release")}),
+    }
+
+
+def through_unproven(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return *record* as one with the deployments before it that were never proved, so that its target is one that was.
+
+    :param records: the primary's, in any order.
+    :return: *record* itself where what served before it was proved, or has no record.
+    """
+    known = {entry["id"]: entry for entry in records}
+    chain = [record]
+    while (chain[-1].get("previous") or {}).get("proven") is False:
+        older = known.get(chain[-1]["previous"].get("deployment"))
+        if older is None or older in chain:
+            break
+        chain.append(older)
+    if len(chain) == 1:
+        return dict(record)
+    return {
+        **record,
+        "previous": chain[-1].get("previous"),
+        **_as_one(chain),
+        "undone": [entry["id"] for entry in chain],
     }
 
 

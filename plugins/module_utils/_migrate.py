@@ -232,7 +232,7 @@ def judge_findings(
     if late:
         errors.append(
             f"the database has {names(late)} applied, of which this release has no file: it is older than the "
-            "database; go back with playbooks/rollback.yml"
+            "database; deploy a version that has them, or go back with playbooks/rollback.yml"
         )
     if stale:
         warnings.append(

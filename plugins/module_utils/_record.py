@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import redact
-from ansible_collections.runbook.deploy.plugins.module_utils._installed import measure_current
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     ADOPTED,
     DEPLOYMENT_ID,
@@ -31,6 +30,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     write_json,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import renew, timestamp
+from ansible_collections.runbook.deploy.plugins.module_utils._previous import live_before
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 SCHEMA = 1
@@ -199,14 +199,17 @@ def undone(records: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def left_behind(records: Iterable[Mapping[str, Any]]) -> set[tuple[str, str]]:
-    """Return the migrations ``(app, name)`` that deployments which were taken back may have left applied, and that
-    older code was proved to run with: those that a rollback of the level ``code`` leaves on purpose."""
+    """Return the migrations ``(app, name)`` that rollbacks left applied on purpose, because older code was proved to
+    run with them: those of the level ``code``. What another end left applied was left to the next version."""
     listed = list(records)
-    gone = undone(listed)
+    left = {r["id"] for r in listed if (r.get("decision") or {}).get("level") == "code"}
+    undone_so = {record.get("undoes") for record in listed if record["id"] in left} - {None}
     return {
         (migration["app"], migration["name"])
         for record in listed
-        if record["id"] in gone or record.get("verdict") in ("rolled_back", "abandoned", "stopped")
+        if record["id"] in undone_so
+        or record.get("undone_by") in left
+        or (record["id"] in left and record.get("verdict") in ("rolled_back", "stopped"))
         for migration in (record.get("plan") or {}).get("migrations", [])
         if migration.get("compatible") == "yes"
     }
@@ -373,7 +376,7 @@ class Journal:
                 host=self.record["host"],
                 primary=bool(self.record["primary"]),
                 about=self.record.get("about") or {},
-                previous=measure_current(self.layout),
+                previous=live_before(self.layout, read_records(self.layout)),
             )
             write_record(self.layout, found)
             if not self.record["primary"]:

@@ -27,6 +27,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     read_json,
     remove_tree,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._previous import live_before
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._processes import application_processes
 
@@ -37,6 +38,8 @@ NOTHING_REMOVED: dict[str, list[str]] = {
     "backups": [],
     "errors": [],
 }
+# Verdicts that say what serves: none of them is written where something else does.
+MEASURED = ("success", "rolled_back", "abandoned")
 
 
 def begin(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def begin(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str,
             f"playbooks/deploy.yml {_lock.TAKE_OVER}.",
             interrupted=stopped,
         )
-    previous = _installed.measure_current(layout)
+    previous = live_before(layout, records)
     if previous is None and params["adopt"].get("service"):
         previous = {"release": None, "deployment": ADOPTED, "commit": None, "version": None}
     if check_mode:
@@ -91,7 +94,7 @@ def begin(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str,
         stopped = _record.interrupted(records, None)
         if stopped and not params["take_over"]:
             raise Problem(f"The deployment {stopped['id']} was interrupted just now: try again.")
-        previous = _installed.measure_current(layout) or previous
+        previous = live_before(layout, records) or previous
         _record.write_record(
             layout,
             _record.new_record(
@@ -140,14 +143,14 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         _lock.renew(layout, given["token"], "finish")
     state = _state.measure(
         layout,
-        services=params["services"],
+        services=services_expected(layout, params["expect"], params["services"]),
         user=params["user"],
         database=params["database"] or None,
         framework=params["framework"],
         adopt=params["adopt"] or None,
         own=deployment,
     )
-    if params["expect"] and params["verdict"] in ("success", "rolled_back"):
+    if params["expect"] and params["verdict"] in MEASURED:
         wrong = _state.mismatches(state, params["expect"])
         expected = (
             f"release {params['expect'].get('release')} of deployment {params['expect'].get('deployment')}"
@@ -219,6 +222,22 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
     return result
 
 
+def services_expected(
+    layout: Layout, expect: dict[str, Any], services: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the services that are to be measured: those of the instance that is expected, which may have others
+    than *services*, those of today's inventory."""
+    deployment = expect.get("deployment") or ""
+    if not DEPLOYMENT_ID.match(deployment):
+        return services
+    try:
+        found = read_json(layout.instance_file(deployment))
+    except (ValueError, OSError):
+        return services
+    own = found.get("services") if isinstance(found, dict) else None
+    return own or services
+
+
 def targets(layout: Layout, records: list[dict[str, Any]], live: str | None, adopted: bool) -> dict[str, Any]:
     """Return the members ``releases`` and ``target`` of the state, from the disk as it is now."""
     releases = _installed.list_releases(layout, [record.get("release") or "" for record in records])
@@ -245,7 +264,7 @@ def load(layout: Layout, given: dict[str, Any], verdict: str) -> dict[str, Any]:
             host=given["host"],
             primary=bool(given["primary"]),
             about=given.get("about") or {},
-            previous=_installed.measure_current(layout),
+            previous=live_before(layout, _record.read_records(layout)),
         )
     if found.get("token") != given["token"]:
         raise Problem(f"The record {str(path)!r} belongs to another run: it is left as it is.")

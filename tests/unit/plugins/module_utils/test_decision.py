@@ -12,6 +12,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
     decide,
     difference,
     forecast,
+    through_unproven,
     towards,
     worst,
 )
@@ -155,7 +156,13 @@ def test_a_database_that_does_not_answer_stops() -> None:
 
 
 def test_the_first_deployment_has_nothing_to_go_back_to() -> None:
-    found = decide(record=record(previous=None), states={"web1": state("new")}, primary="web1")
+    for asked in ("", "abandon", "stop"):
+        found = decide(
+            record=record(previous=None), states={"web1": state("new")}, primary="web1", level=asked
+        )
+        assert (level(found), found["revert"], found["target"]) == ("abandon", ["web1"], None)
+        assert "web1 is stopped; the database stays" in found["reason"]
+    found = decide(record=record(previous=None), states={"web1": state("new")}, primary="web1", level="code")
     assert level(found) == "stop"
     first = record([migration("0001")], previous=None, applied_before=None)
     found = decide(
@@ -239,6 +246,48 @@ def test_abandon_is_no_way_to_start_old_code_on_a_new_schema() -> None:
     assert decide(record=rec, states=live, primary="web1", level="abandon")["level"] == "stop"
     untouched = {"web1": state("old")}
     assert decide(record=rec, states=untouched, primary="web1", level="abandon")["level"] == "abandon"
+
+
+def test_an_earlier_instance_of_the_same_release_is_not_what_was_deployed() -> None:
+    rec = record(id="20260103T000000-0000", release="old")
+    before = state("old")
+    before["current"]["deployment"] = before["services"][0]["deployment"] = TARGET["deployment"]
+    assert level(decide(record=rec, states={"web1": before}, primary="web1")) == "abandon"
+    after = state("old")
+    after["current"]["deployment"] = after["services"][0]["deployment"] = rec["id"]
+    assert decide(record=rec, states={"web1": after}, primary="web1")["revert"] == ["web1"]
+
+
+def test_what_was_never_proved_is_gone_through() -> None:
+    """Killed after its switch, then deployed over: the way back takes both, from what the first had found."""
+    unproven = {**TARGET, "release": "mid", "deployment": "20260102T000000-0000", "proven": False}
+    killed = record(
+        [migration("0002", compatible="no")],
+        id=unproven["deployment"],
+        release="mid",
+        traffic_taken="then",
+        backup={"id": "b0"},
+    )
+    rec = record(
+        [migration("0003")],
+        id="20260103T000000-0000",
+        previous=unproven,
+        applied_before=[["shop", "0001"], ["shop", "0002"]],
+    )
+    found = through_unproven(rec, [rec, killed])
+    assert found["previous"] == TARGET
+    assert found["applied_before"] == [["shop", "0001"]]
+    assert found["backup"] == {"id": "b0"}
+    assert found["traffic_taken"] == "then"
+    assert found["undone"] == [rec["id"], killed["id"]]
+    whole = decide(record=found, states={"web1": state("mid", ("0001", "0002", "0003"))}, primary="web1")
+    assert (level(whole), whole["revert"], whole["target"]) == ("migrations", ["web1"], TARGET)
+    assert whole["reverse"] == [["shop", "0002"], ["shop", "0003"]]
+    # Nothing of the second was live: what serves is left as it is, and said to be unproved.
+    left = decide(record=rec, states={"web1": state("mid", ("0001", "0002"))}, primary="web1")
+    assert level(left) == "abandon"
+    assert "never proved" in left["reason"]
+    assert through_unproven(killed, [killed]) == killed
 
 
 def test_invariants_over_the_whole_table() -> None:

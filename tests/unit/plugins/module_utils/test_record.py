@@ -360,10 +360,13 @@ def test_what_a_rollback_left_applied_is_known_later() -> None:
         plan = {"migrations": [{"app": "shop", "name": name, "compatible": compatible}]}
         return {**entry(deployment, release, **fields), "plan": plan}
 
+    code, abandon = {"level": "code"}, {"level": "abandon"}
     listed = [
-        planned(D4, R3, "0004", verdict="rolled_back"),
-        planned(D3, R3, "0003", "unknown", verdict="rolled_back"),
+        planned(D4, R3, "0004", verdict="rolled_back", decision=code),
+        planned(D3, R3, "0003", "unknown", verdict="rolled_back", decision=code),
         planned(D2, R2, "0002", undone_by=D4),
         planned(D1, R1, "0001"),
+        # A first deployment that failed: what it applied is for the next attempt, not for an older version.
+        planned(D0, R1, "0000", verdict="abandoned", decision=abandon),
     ]
     assert records.left_behind(listed) == {("shop", "0004"), ("shop", "0002")}

@@ -12,6 +12,7 @@ import time
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _lock as lock
 from ansible_collections.runbook.deploy.plugins.module_utils import _record as records
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_json
 from ansible_collections.runbook.deploy.plugins.modules import deployment_record as module
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.deployed_host import (
     D1,
@@ -118,7 +119,7 @@ def test_a_deployment_from_begin_to_end(host, ask) -> None:
     assert record["token"] not in json.dumps(listed)
 
 
-@pytest.mark.parametrize("verdict", ["success", "rolled_back"])
+@pytest.mark.parametrize("verdict", ["success", "rolled_back", "abandoned"])
 def test_a_verdict_that_is_not_measured_is_refused(host, ask, verdict: str) -> None:
     live(host, R1, D1)
     record = begin(ask)["record"]
@@ -193,6 +194,31 @@ def test_check_mode_writes_nothing(host, ask) -> None:
     ended = ask(state="finished", record=None, verdict="success", _ansible_check_mode=True)
     assert "failed" not in ended
     assert host.tree() == before
+
+
+def test_what_a_killed_run_left_live_was_never_proved(host, ask) -> None:
+    live(host, R1, D1)
+    host.release(R2)
+    host.switch(R2, D2)
+    host.record(D2, R2, None)
+    answer = begin(ask, take_over=True)
+    assert (answer["previous"]["deployment"], answer["previous"]["proven"]) == (D2, False)
+    assert stored(host, answer["record"]["id"])["previous"]["proven"] is False
+
+
+def test_services_are_those_of_the_instance_that_is_expected(host, ask) -> None:
+    """A failed deployment may have brought the inventory a service that the release before does not have."""
+    live(host, R1, D1)
+    write_json(host.layout.instance_file(D1), {"release": R1, "services": [WEB]}, 0o640)
+    record = begin(ask)["record"]
+    answer = ask(
+        state="finished",
+        record=record,
+        verdict="rolled_back",
+        expect={"release": R1, "deployment": D1},
+        services=[WEB, {"name": "mailer", "kind": "worker", "bind": "none"}],
+    )
+    assert "failed" not in answer, answer
 
 
 def test_a_first_deployment_has_nothing_before_it(host, ask) -> None:
