@@ -13,12 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
-from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
-    INCONCLUSIVE,
-    PASS,
-    gate_result,
-    until,
-)
+from ansible_collections.runbook.deploy.plugins.module_utils._gate import gate_result, until
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import journalled, require_passed
 from ansible_collections.runbook.deploy.plugins.module_utils._http import (
     in_parallel,
     reads_only,
@@ -35,8 +31,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
     parse_flows,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 
 # The options of the module http_gate and of its action, and what holds between them.
 OPTIONS: dict[str, Any] = {
@@ -64,9 +58,6 @@ RULES: dict[str, Any] = {
     "mutually_exclusive": [("address", "socket")],
     "required_one_of": [("address", "socket")],
 }
-EVIDENCE_LINES = 20
-# Of the checks that did not pass, in the one sentence; the others are in the answer.
-TOLD = 3
 
 
 def read_tests(tests: Sequence[Any], flows: Sequence[Any]) -> tuple[list[Check], list[Flow]]:
@@ -149,17 +140,6 @@ def run_gate(
     return {**gate, "not_asked": not_asked}
 
 
-def sentence(gate: Mapping[str, Any], place: str) -> str:
-    """Return why *gate* did not pass: every critical check by name, the first few with all that is known."""
-    wrong = [
-        check for check in gate["checks"] if check["verdict"] != PASS and check["name"] in gate["failing"]
-    ] or [check for check in gate["checks"] if check["verdict"] != PASS]
-    begin = f"The gate on {place} did not pass ({gate['verdict']}). {gate['reason']}".strip()
-    told = " ".join(check["message"] for check in wrong[:TOLD])
-    others = ", ".join(repr(check["name"]) for check in wrong[TOLD:])
-    return " ".join(filter(None, [begin, f"Others that did not pass: {others}." if others else "", told]))
-
-
 def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:
     """Run the gate that *options* (see ``OPTIONS``) describe, keep its journal, and return the gate.
 
@@ -176,8 +156,7 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
         options["validate_certs"],
         options["ca_path"],
     )
-    journal = open_journal(options["root"], options["record"], check_mode, secrets.values())
-    with journal, journal.phase(options["phase"]) as entry:
+    with journalled(options, check_mode, secrets.values()) as entry:
         gate = run_gate(
             checks,
             flows,
@@ -192,16 +171,8 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
             read_only=check_mode,
         )
         entry["gate"] = gate
-        nothing_left = check_mode and gate["not_asked"] and not gate["checks"]
-        tolerated = gate["verdict"] == INCONCLUSIVE and (options["on_no_data"] != "fail" or nothing_left)
-        if not gate["passed"] and not tolerated:
-            lines = [check["message"] for check in gate["checks"] if check["verdict"] != PASS]
-            raise Problem(
-                sentence(gate, options["address"] or options["socket"]),
-                "\n".join(lines[:EVIDENCE_LINES]),
-                **gate,
-            )
-    for check in gate["checks"]:
-        if check["name"] in gate["degraded"] and check["verdict"] != PASS:
-            warn(check["message"])
+        nothing_left = bool(check_mode and gate["not_asked"] and not gate["checks"])
+        require_passed(
+            gate, options["address"] or options["socket"], options["on_no_data"], warn, nothing_left
+        )
     return gate

@@ -1,0 +1,97 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every gate's module does around its probe: options, journal, the sentence of a failure.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, PASS, until
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
+
+# Options of every gate; documented by the fragment `gate`.
+GATE_OPTIONS: dict[str, Any] = {
+    "successes": {"type": "int", "default": 1},
+    "interval": {"type": "float", "default": 1.0},
+    "deadline": {"type": "float", "default": 60.0},
+    "patience": {"type": "float"},
+    "on_no_data": {"type": "str", "choices": ["fail", "inconclusive"], "default": "fail"},
+    "root": {"type": "path"},
+    "phase": {"type": "str", "default": "gate"},
+    "record": {"type": "dict"},
+}
+EVIDENCE_LINES = 20
+# Of the checks that did not pass, in the one sentence; the others are in the answer.
+TOLD = 3
+
+
+def sentence(gate: Mapping[str, Any], place: str) -> str:
+    """Return why *gate* did not pass: every critical check by name, the first few with all that is known."""
+    wrong = [
+        check for check in gate["checks"] if check["verdict"] != PASS and check["name"] in gate["failing"]
+    ] or [check for check in gate["checks"] if check["verdict"] != PASS]
+    begin = f"The gate on {place} did not pass ({gate['verdict']}). {gate.get('reason', '')}".strip()
+    told = " ".join(check["message"] for check in wrong[:TOLD])
+    others = ", ".join(repr(check["name"]) for check in wrong[TOLD:])
+    return " ".join(filter(None, [begin, f"Others that did not pass: {others}." if others else "", told]))
+
+
+def require_passed(
+    gate: Mapping[str, Any], place: str, on_no_data: str, warn: Callable[[str], None], tolerate: bool = False
+) -> None:
+    """Judge the end of a gate; those of lower severity that did not pass are told to *warn*.
+
+    :param on_no_data: ``fail`` or ``inconclusive``; *tolerate*: there was nothing that could have been asked.
+    :raises Problem: when *gate* did not pass, with all of it.
+    """
+    tolerated = gate["verdict"] == INCONCLUSIVE and (on_no_data != "fail" or tolerate)
+    if not gate["passed"] and not tolerated:
+        lines = [check["message"] for check in gate["checks"] if check["verdict"] != PASS]
+        raise Problem(sentence(gate, place), "\n".join(lines[:EVIDENCE_LINES]), **gate)
+    for check in gate["checks"]:
+        if check["name"] in gate["degraded"] and check["verdict"] != PASS:
+            warn(check["message"])
+
+
+@contextmanager
+def journalled(
+    options: Mapping[str, Any], check_mode: bool, secrets: Iterable[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Keep the journal of the phase that *options* name; yield its entry."""
+    journal = open_journal(options["root"], options["record"], check_mode, secrets)
+    with journal, journal.phase(options["phase"]) as entry:
+        yield entry
+
+
+def conduct(
+    options: Mapping[str, Any],
+    probe: Callable[[float], Sequence[dict[str, Any]]],
+    place: str,
+    *,
+    check_mode: bool,
+    warn: Callable[[str], None],
+    secrets: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Ask *probe* as *options* say (see ``GATE_OPTIONS``), keep the journal, and return the gate.
+
+    :param probe: as in :func:`_gate.until`; :param place: what the gate is on, in words.
+    :raises Problem: when the gate does not pass.
+    """
+    with journalled(options, check_mode, secrets) as entry:
+        gate = until(
+            probe,
+            successes=options["successes"],
+            interval=options["interval"],
+            deadline=options["deadline"],
+            patience=options["patience"],
+        )
+        entry["gate"] = gate
+        require_passed(gate, place, options["on_no_data"], warn)
+    return gate
