@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_atomic
 from ansible_collections.runbook.deploy.plugins.module_utils._report import GOOD, TITLES, markdown, terminal
-
-
-def with_inventory(command: str, sources: Sequence[str]) -> str:
-    """Return *command* with the inventories of this run in the place of ``<inventory>``, so that it can be run as it stands."""
-    here = os.getcwd()
-    words = [
-        os.path.relpath(source, here) if source.startswith(here + os.sep) else source for source in sources
-    ]
-    return (
-        command.replace("-i <inventory>", " ".join(f"-i {shlex.quote(word)}" for word in words))
-        if words
-        else command
-    )
+from ansible_collections.runbook.deploy.plugins.plugin_utils._typed import with_inventory, with_playbooks
 
 
 class ActionModule(ActionBase):
@@ -80,7 +65,7 @@ class ActionModule(ActionBase):
                 # The deployment is what it is; a full disk on the controller must not turn its verdict.
                 del facts["report_path"]
                 Display().warning(f"The report could not be written to {directory}: {error.strerror}.")
-        lines = terminal(facts)
+        lines = [with_playbooks(line, context.CLIARGS.get("args") or ()) for line in terminal(facts)]
         Display().display("\n" + "\n".join(lines), color="green" if args["verdict"] in GOOD else "red")
         if args["verdict"] not in GOOD:
             # Everything has been shown; a failed task's answer would be shown once more.

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible import context
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.module_utils._report import status
+from ansible_collections.runbook.deploy.plugins.plugin_utils._typed import with_playbooks
 
 
 class ActionModule(ActionBase):
@@ -30,7 +32,7 @@ class ActionModule(ActionBase):
                 "url": {"type": "str", "default": ""},
             }
         )
-        lines = status(args)
+        lines = [with_playbooks(line, context.CLIARGS.get("args") or ()) for line in status(args)]
         Display().display("\n" + "\n".join(lines))
         result.update(changed=False, text="\n".join(lines))
         return result

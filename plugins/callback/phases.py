@@ -26,7 +26,9 @@ requirements:
 import time
 from typing import Any
 
+from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
+from ansible_collections.runbook.deploy.plugins.plugin_utils._typed import with_playbooks
 
 PHASE = "Phase "
 # They have shown everything themselves.
@@ -37,7 +39,8 @@ def reason(result: dict[str, Any]) -> list[str]:
     """Return why a task failed, as lines: its sentence, and the end of what an unexpected end left."""
     lines = str(result.get("msg") or "it failed without a message").strip().splitlines()
     unexpected = str(result.get("module_stderr") or "").strip()
-    return lines + unexpected.splitlines()[-20:]
+    typed = context.CLIARGS.get("args") or ()
+    return [with_playbooks(line, typed) for line in lines] + unexpected.splitlines()[-20:]
 
 
 class CallbackModule(Default):

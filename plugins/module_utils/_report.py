@@ -82,7 +82,8 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"{name} of {facts['application']} ({facts['stage']}): {TITLES[facts['verdict']]}"]
     lines += [f"  {line}" for line in failure_lines(facts.get("failures") or [])]
     plan = facts.get("plan") or {}
-    if plan.get("level"):
+    said = [failure.get("reason") for failure in facts.get("failures") or []]
+    if plan.get("level") and plan["reason"] not in said:
         lines.append(f"  decision  {plan['level']}: {plan['reason']}")
     live = live_on_primary(facts)
     if live is not None and facts.get("url"):

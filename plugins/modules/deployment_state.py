@@ -336,6 +336,8 @@ def main() -> None:
         )
         if params["resolve"] and (state["exists"] or module.check_mode):
             result["wanted"] = wanted = compare(layout, state, params, module.check_mode)
+            if wanted["note"]:
+                module.warn(wanted["note"])
             # Ansible shows a diff only of what changed: in check mode that is what the deployment would do.
             result["changed"] = module.check_mode and not wanted["current"]
             result["diff"] = _wanted.diff(state["current"], wanted)

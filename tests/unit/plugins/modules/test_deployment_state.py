@@ -103,6 +103,15 @@ def test_what_the_next_version_brings(host, live, repository, ask) -> None:
     assert host.layout.mirror.is_dir()
 
 
+def test_a_version_with_two_meanings_is_told_as_a_warning(live, repository, ask) -> None:
+    assert not ask("v2").get("warnings")
+    git(repository, "branch", "v2", "v1")
+    answer = ask("v2")
+    assert answer["wanted"]["commit"] == git(repository, "rev-parse", "refs/tags/v2")
+    assert answer["wanted"]["note"] in str(answer["warnings"])
+    assert "branch" in answer["wanted"]["note"]
+
+
 def test_check_mode_shows_it_and_leaves_the_host_as_it_is(host, live, ask) -> None:
     before = host.tree()
     answer = ask("v2", _ansible_check_mode=True, _ansible_diff=True)
