@@ -19,16 +19,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._command import run
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     Layout,
     opened,
     read_json,
     remove_tree,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import undone
 
 # `<deployment>.env`, `.json`, `.boot`, `<deployment>.<service>.sh`, and the same of a trial instance.
 INSTANCE_FILE = re.compile(r"^(\d{8}T\d{6}-[0-9a-f]{4})(\.trial)?\.(env|json|boot|[a-z0-9-]+\.sh)$")
+# The former file of a restore, as _sqlite_restore.py names it; its companions have the same name and a suffix.
+FORMER = re.compile(r"^\.broken-(\d{8}T\d{6})(?:-(\d+))?$")
+FORMER_KEPT = 3
 RELEASE_LINK = re.compile(r"^([0-9a-f]{12}-[0-9a-f]{8})\.deployment$")
 
 
@@ -137,6 +142,60 @@ def list_backups(layout: Layout) -> list[str]:
     return [name for _created, name in sorted(found, reverse=True)]
 
 
+def former_databases(database: Mapping[str, Any]) -> list[Path]:
+    """Return the files that restores have put aside beside the SQLite file of ``app_database``, newest first."""
+    if database.get("engine") != "sqlite" or not database.get("path"):
+        return []
+    # A restore exchanges what a link points to.
+    live = Path(os.path.realpath(database["path"]))
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(live.parent):
+            match = FORMER.match(name[len(live.name) :]) if name.startswith(live.name) else None
+            if match:
+                found.append((match.group(1), int(match.group(2) or 1), live.parent / name))
+    return [path for _moment, _number, path in sorted(found, reverse=True)]
+
+
+def surplus_former(former: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Return those of *former* (newest first) to remove: all but the newest, and never one that a recent record names."""
+    named = {
+        (phase.get("result") or {}).get("kept")
+        for record in records[:FORMER_KEPT]
+        for phase in record.get("phases") or []
+    }
+    return [path for path in former[FORMER_KEPT:] if str(path) not in named]
+
+
+def remove_former(path: Path) -> None:
+    """Remove a former database with what SQLite kept beside it."""
+    for suffix in ("-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}{suffix}")
+    path.unlink()
+
+
+def prune_cache(layout: Layout) -> str:
+    """Have uv drop from its cache what no environment needs any more; return what is wrong, or ""."""
+    # Only where environments went: it is much to import.
+    from ansible_collections.runbook.deploy.plugins.module_utils import _environment
+
+    variables = _environment.installer_variables(layout, {}, True)
+    if not Path(variables["UV_CACHE_DIR"]).is_dir():
+        return ""
+    try:
+        uv = _environment.find_uv(layout, None)
+        if not uv:
+            return ""
+        done = run([uv, "cache", "prune", "--quiet"], environment=variables, timeout=120)
+    except Problem as problem:
+        return problem.message
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.rc}"])[-1]
+    return (
+        "" if done.rc == 0 else f"The cache of uv could not be pruned ({last}): run 'uv cache prune' by hand."
+    )
+
+
 def environments_in_use(layout: Layout, releases: Iterable[str]) -> set[str] | None:
     """Return the environments that *releases* name; None when one of them does not say, so that none may go."""
     result = set()
@@ -198,20 +257,23 @@ def apply(
     running: Iterable[tuple[str, str]] = (),
     keep: int,
     keep_backups: int,
+    database: Mapping[str, Any] | None = None,
     check_mode: bool = False,
 ) -> dict[str, list[str]]:
-    """Remove what is surplus; return ``{releases, environments, instances, backups, errors}``.
+    """Remove what is surplus; return ``{releases, environments, instances, backups, former, errors}``.
 
     What cannot be removed is an error in words and stops nothing else.
 
     :param state: the measured state of the host.
     :param running: (deployment, release) of the application's processes.
+    :param database: ``app_database``, where former databases are to be looked for.
     """
     removed: dict[str, list[str]] = {
         "releases": [],
         "environments": [],
         "instances": [],
         "backups": [],
+        "former": [],
         "errors": [],
     }
 
@@ -250,6 +312,10 @@ def apply(
     pins = pinned_backups(records, current.get("deployment"), target)
     for name in surplus_backups(list_backups(layout), pins, keep_backups):
         remove("backups", layout.backup(name), remove_tree)
+    for path in surplus_former(former_databases(database or {}), records):
+        remove("former", path, remove_former)
+    if removed["environments"] and not check_mode:
+        removed["errors"] += [text for text in [prune_cache(layout)] if text]
     return removed
 
 

@@ -36,6 +36,7 @@ NOTHING_REMOVED: dict[str, list[str]] = {
     "environments": [],
     "instances": [],
     "backups": [],
+    "former": [],
     "errors": [],
 }
 # Verdicts that say what serves: none of them is written where something else does.
@@ -202,6 +203,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         running=runs,
         keep=params["keep"],
         keep_backups=params["keep_backups"],
+        database=params["database"],
         check_mode=check_mode,
     )
     result["state"] = {**state, **targets(layout, records, live, state["adopted"] is not None)}

@@ -221,6 +221,10 @@ removed:
       description: Ids of backups.
       type: list
       elements: str
+    former:
+      description: Files that restores of an SQLite database have put aside. The newest three stay.
+      type: list
+      elements: str
     errors:
       description: What could not be removed, in sentences.
       type: list

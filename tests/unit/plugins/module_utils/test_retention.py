@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _retention as retention
@@ -83,7 +85,7 @@ def test_the_last_releases_stay_and_all_of_the_others_goes(host) -> None:
     assert left(host.layout.static) == ["old.1234.css"]
     assert len(removed["instances"]) == 3 * 4
     assert len(left(host.layout.deployments)) == 5, "records are never removed"
-    assert apply(host) == {"releases": [], "environments": [], "instances": [], "backups": [], "errors": []}
+    assert not any(apply(host).values())
 
 
 def test_failed_deployments_never_displace_a_good_release(host) -> None:
@@ -157,6 +159,49 @@ def test_the_copy_of_what_the_newest_restore_replaced_stays() -> None:
 
     records = [{"id": "3", "verdict": "success", "phases": []}, restored("2", "new"), restored("1", "old")]
     assert retention.pinned_backups(records, None, None) == {"new"}
+
+
+def test_of_what_restores_put_aside_the_newest_and_the_named_stay(host) -> None:
+    place = host.root / "data"
+    place.mkdir()
+    live = place / "db.sqlite3"
+    (host.root / "link.sqlite3").symlink_to(live)
+    old = [f"db.sqlite3.broken-2026010{day}T000000" for day in range(1, 6)]
+    names = [*old, f"{old[4]}-2", f"{old[0]}-wal", f"{old[1]}-journal"]
+    others = ["db.sqlite3", "db.sqlite3.broken-mine", "other.sqlite3.broken-20260101T000000"]
+    for name in [*names, *others]:
+        (place / name).touch()
+    phase = {"phase": "restore", "result": {"kept": str(place / old[1])}}
+    host.record(IDS[0], NAMES[0], kind="rollback", phases=[phase])
+    database = {"engine": "sqlite", "path": str(host.root / "link.sqlite3")}
+    assert apply(host, database=database, check_mode=True)["former"] == [old[2], old[0]]
+    assert len(left(place)) == len(names) + len(others)
+    assert apply(host, database=database)["former"] == [old[2], old[0]]
+    assert left(place) == sorted([*others, old[1], f"{old[1]}-journal", old[3], old[4], f"{old[4]}-2"])
+    # Later deployments let go of the name.
+    for number in range(2, 5):
+        host.record(IDS[number], NAMES[0])
+    assert apply(host, database=database)["former"] == [old[1]]
+
+
+def test_the_cache_of_uv_is_pruned_when_an_environment_goes(host) -> None:
+    uv = Path(sys.executable).with_name("uv")
+    if not uv.exists():
+        pytest.skip("uv is not installed beside this Python")
+    own = host.layout.tools / "venv" / "bin"
+    own.mkdir(parents=True)
+    (own / "uv").symlink_to(uv)
+    unused = host.layout.tools / "cache" / "uv" / "archive-v0" / "unused"
+    unused.mkdir(parents=True)
+    (unused / "file").touch()
+    for number in range(1, 4):
+        deploy(host, number)
+    host.switch(NAMES[2], IDS[2])
+    assert apply(host, keep=3)["environments"] == []
+    assert unused.exists(), "nothing went, so nothing is looked at"
+    removed = apply(host, keep=2)
+    assert (removed["environments"], removed["errors"]) == (["env1"], [])
+    assert not unused.exists()
 
 
 def test_what_runs_stays(host) -> None:
