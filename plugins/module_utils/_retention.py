@@ -163,6 +163,7 @@ def surplus_former(former: Sequence[Path], records: Sequence[Mapping[str, Any]])
         (phase.get("result") or {}).get("kept")
         for record in records[:FORMER_KEPT]
         for phase in record.get("phases") or []
+        if phase.get("phase") == "restore"
     }
     return [path for path in former[FORMER_KEPT:] if str(path) not in named]
 

@@ -172,7 +172,9 @@ def test_of_what_restores_put_aside_the_newest_and_the_named_stay(host) -> None:
     for name in [*names, *others]:
         (place / name).touch()
     phase = {"phase": "restore", "result": {"kept": str(place / old[1])}}
-    host.record(IDS[0], NAMES[0], kind="rollback", phases=[phase])
+    # A phase with another meaning of the word.
+    static = {"phase": "collectstatic", "result": {"kept": ["app.1234.css"]}}
+    host.record(IDS[0], NAMES[0], kind="rollback", phases=[static, phase])
     database = {"engine": "sqlite", "path": str(host.root / "link.sqlite3")}
     assert apply(host, database=database, check_mode=True)["former"] == [old[2], old[0]]
     assert len(left(place)) == len(names) + len(others)
