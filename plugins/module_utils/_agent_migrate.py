@@ -241,6 +241,7 @@ def _describe_operation(operation: Any, app: str, project_state: Any) -> dict[st
         "new": None,
         "altered": None,
         "unique_added": None,
+        "unique_removed": None,
         "plain_constraint": True,
         "operations": [],
     }
@@ -268,6 +269,7 @@ def _describe_operation(operation: Any, app: str, project_state: Any) -> dict[st
         old_sets = {tuple(entry) for entry in old_options.get("unique_together") or ()}
         new_sets = {tuple(entry) for entry in new_options.get("unique_together") or ()}
         facts["unique_added"] = len(new_sets - old_sets)
+        facts["unique_removed"] = len(old_sets - new_sets)
         facts["altered"] = [] if new_sets == old_sets else ["unique_together"]
     constraint = getattr(operation, "constraint", None)
     if constraint is None and kind.__name__ == "RemoveConstraint":

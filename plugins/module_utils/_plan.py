@@ -166,7 +166,7 @@ def _judge_unique_together(facts: Mapping[str, Any]) -> tuple[str, str, str]:
     if facts["altered"] == []:
         return (YES, YES, NO)
     # As with constraints: an added one may refuse what the old code writes, a removed one may not come back.
-    return (YES, UNKNOWN, NO) if facts["unique_added"] else (UNKNOWN, YES, NO)
+    return (UNKNOWN if facts["unique_removed"] else YES, UNKNOWN if facts["unique_added"] else YES, NO)
 
 
 # --- SQLite copies the table ---

@@ -17,7 +17,7 @@ KINDS = (
     *("create", "delete", "table", "options", "python", "sql", "noop"),
     *("add", "add", "add", "add", "remove", "remove", "alter", "alter", "alter", "alter"),
     *("rename_field", "rename_model", "index", "unindex"),
-    *("constrain", "constrain", "unconstrain", "together"),
+    *("constrain", "constrain", "unconstrain", "together", "together"),
 )
 
 
@@ -75,13 +75,13 @@ class Author:
         if field.primary_key or field.is_relation:
             return None
         _name, _path, arguments, options = field.deconstruct()
-        changes = ["null", "unique", "db_index", "default", "db_default"]
+        changes = ["null", "null", "unique", "db_index", "default", "db_default", "db_default"]
         if isinstance(field, models.CharField):
             changes += ["max_length"] * 3 + ["text"]
         if isinstance(field, (models.SmallIntegerField, models.IntegerField)):
             changes += ["bigger"] * 2
         kind = type(field)
-        for change in self.random.sample(changes, self.random.choice((1, 1, 2))):
+        for change in sorted(set(self.random.sample(changes, self.random.choice((1, 1, 2))))):
             if change in ("null", "unique", "db_index"):
                 options[change] = not options.get(change, False)
             elif change == "default":

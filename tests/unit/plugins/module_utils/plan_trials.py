@@ -310,7 +310,12 @@ def chain(agent: Any, seed: int, length: int) -> Iterator[dict[str, Any]]:
     first.operations = [
         migrations.CreateModel(
             "Place",
-            [("id", models.BigAutoField(primary_key=True)), ("label", models.CharField(max_length=10))],
+            [
+                ("id", models.BigAutoField(primary_key=True)),
+                ("label", models.CharField(max_length=10)),
+                ("kind", models.CharField(max_length=10)),
+                ("size", models.IntegerField(db_default=1, null=True)),
+            ],
         ),
         migrations.CreateModel(
             "Item",
@@ -328,6 +333,7 @@ def chain(agent: Any, seed: int, length: int) -> Iterator[dict[str, Any]]:
     filled = seed % 3 != 0
     if filled:
         write(state.clone().apps, 1, "extreme")
+        write(state.clone().apps, 3, "equal")
     for number in range(length):
         migration = migrations.Migration(f"{number + 2:04}", APP)
         migration.operations = author.operations(state)
