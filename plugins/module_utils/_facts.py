@@ -12,14 +12,20 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
+    SOCKET_PATH_LIMIT,
+    Layout,
+    read_regular,
+)
 
 # As long as every deployment id is.
 EXAMPLE_ID = "20260101T000000-0000"
+ENVIRONMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 SETUP = "run playbooks/setup.yml first"
 
 Fact = dict[str, str]
@@ -210,6 +216,14 @@ def check_adopted(adopt: Mapping[str, Any] | None, active: bool | None, deployed
                 "lies, or empty app_adopt.",
             )
         )
+    elif path and not holds_python(path):
+        facts.append(
+            fact(
+                "adopted_path_empty",
+                f"app_adopt.path {path!r} holds no Python code and no environment that can be read (looked for *.py, pyproject.toml and "
+                "bin/python, there and one level below): set it to where the present installation lies.",
+            )
+        )
     if service and active is None:
         facts.append(
             fact(
@@ -219,11 +233,73 @@ def check_adopted(adopt: Mapping[str, Any] | None, active: bool | None, deployed
             )
         )
     file = adopt.get("environment_file")
-    if file and not os.path.isfile(file):
+    if file and not os.path.lexists(file):
         facts.append(
             fact(
                 "adopted_environment_missing",
                 f"app_adopt.environment_file {file!r} does not exist on this host: correct it or empty it.",
             )
         )
+    elif file:
+        wrong = environment_fault(file)
+        if wrong:
+            facts.append(
+                fact(
+                    "adopted_environment_unreadable",
+                    f"app_adopt.environment_file {file!r} cannot be used ({wrong}), expected lines NAME=value as systemd reads them: "
+                    "correct the file, or empty app_adopt.environment_file.",
+                )
+            )
     return facts
+
+
+def holds_python(path: str) -> bool:
+    """Return whether the directory *path*, or one in it, has Python code or an environment."""
+    places = [path]
+    try:
+        places += sorted(entry.path for entry in os.scandir(path) if entry.is_dir())[:200]
+    except OSError:
+        return False
+    for place in places:
+        try:
+            names = os.listdir(place)
+        except OSError:
+            continue
+        if any(name.endswith(".py") or name == "pyproject.toml" for name in names):
+            return True
+        if os.access(os.path.join(place, "bin", "python"), os.X_OK):
+            return True
+    return False
+
+
+def environment_fault(path: str) -> str:
+    """Return what is wrong with an environment file of systemd, "" for nothing; no value is in it, it may be a secret.
+
+    Source of the form: EnvironmentFile= in systemd.exec(5): comments begin with # or ;, a backslash at the end goes on in
+    the next line, and a quoted value may go over several lines.
+    """
+    try:
+        text = read_regular(path, follow=True)
+    except OSError as error:
+        return error.strerror or "it cannot be read"
+    except UnicodeDecodeError:
+        return "it is no UTF-8 text"
+    quote, begun, continued = "", 0, False
+    for number, line in enumerate(text.splitlines(), 1):
+        rest = line
+        if not quote and not continued:
+            if not line.strip() or line.lstrip()[0] in "#;":
+                continue
+            name, equals, rest = line.partition("=")
+            if not equals or not ENVIRONMENT_NAME.match(name.strip()):
+                return f"line {number} is no NAME=value"
+            rest = rest.strip()
+            if rest[:1] in ("'", '"'):
+                quote, begun, rest = rest[0], number, rest[1:]
+        if quote:
+            # In single quotes a backslash is a letter.
+            plain = rest if quote == "'" else re.sub(r"\\.", "", rest)
+            if quote in plain:
+                quote = ""
+        continued = not quote and rest.endswith("\\")
+    return f"the quote in line {begun} has no end" if quote else ""

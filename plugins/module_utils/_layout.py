@@ -9,6 +9,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -123,13 +124,39 @@ def write_json(path: Path, document: Any, mode: int, owner: int = -1, group: int
     write_atomic(path, json.dumps(document, indent=2, sort_keys=True) + "\n", mode, owner, group)
 
 
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, follow: bool = False) -> int:
+    """Return a descriptor of the regular file *path*, made with mode 0640 where *flags* say so.
+
+    Where the application may write, anything can lie: opening a FIFO would wait for its other end, a device does what
+    it does, a link leads elsewhere.
+
+    :param follow: follow a symbolic link as the last part of *path*.
+    :raises OSError: for anything but a regular file.
+    """
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    handle = os.open(path, flags, 0o640)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    # A child that inherits the descriptor does not expect the flag.
+    os.set_blocking(handle, True)
+    return handle
+
+
+def read_regular(path: str | os.PathLike[str], *, follow: bool = False) -> str:
+    """Return the text of the regular file *path*; see :func:`open_regular`."""
+    with os.fdopen(open_regular(path, follow=follow), encoding="utf-8") as stream:
+        return stream.read()
+
+
 def read_json(path: Path) -> Any:
     """Return the document in *path*, or None where there is no such file.
 
     :raises ValueError: when the file is not JSON.
+    :raises OSError: when it is no regular file, or cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path, follow=True))
     except FileNotFoundError:
         return None
 

@@ -20,7 +20,6 @@ import pwd
 import signal
 import subprocess
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
@@ -34,7 +33,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._instance import (
     make_directory,
     owner_group,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, write_json
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
+    Layout,
+    open_regular,
+    read_regular,
+    write_json,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 POLL = 0.05
@@ -136,9 +140,7 @@ class ProcessUnit:
         """
         make_directory(self.layout.logs, 0o750, self.user)
         argv = ["/bin/sh", str(self.layout.launcher(self.deployment, self.service))]
-        # The application may write this directory: no link is followed.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        log = os.open(self.log, flags, 0o640)
+        log = open_regular(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             os.fchown(log, -1, owner_group(self.user))
             self._child = subprocess.Popen(
@@ -171,7 +173,7 @@ class ProcessUnit:
     def _recorded(self) -> tuple[int, int] | None:
         """Return (PID, start time) from the PID file if that process lives; a damaged file counts as none."""
         try:
-            found = json.loads(Path(self.pid_file).read_text(encoding="utf-8"))
+            found = json.loads(read_regular(self.pid_file))
             pid, started = int(found["pid"]), int(found["start_time"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -298,7 +300,7 @@ class ProcessUnit:
     def tail(self, lines: int = 20, secrets: tuple[str, ...] = ()) -> str:
         """Return the last lines of the service's log."""
         try:
-            handle = os.open(self.log, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = open_regular(self.log)
         except OSError:
             return ""
         with os.fdopen(handle, "rb") as stream:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOPTED
 from ansible_collections.runbook.deploy.plugins.module_utils._state import mismatches
 
 TITLES = {
@@ -40,7 +41,7 @@ def failure_lines(failures: Sequence[Mapping[str, Any]]) -> list[str]:
 def _release(found: Mapping[str, Any] | None) -> str:
     if not found:
         return "nothing"
-    if found.get("deployment") == "adopted":
+    if found.get("deployment") == ADOPTED:
         return "the adopted installation"
     version, commit = found.get("version"), (found.get("commit") or "")[:12]
     return f"{version} ({commit})" if version else commit or found.get("release") or "nothing"
@@ -50,7 +51,10 @@ def host_sentence(state: Mapping[str, Any] | None) -> str:
     """Return what a host answered (``deployment_state``) in words; None: it did not answer."""
     if not state:
         return "unknown: it does not answer"
-    words = [f"serves {_release(state.get('current'))}"]
+    live = serving(state)
+    words = [f"serves {_release(live)}"]
+    if live and live.get("deployment") == ADOPTED:
+        return words[0]
     for service in state.get("services") or []:
         words.append(service_sentence(service))
     return ", ".join(words)
@@ -66,9 +70,16 @@ def service_sentence(service: Mapping[str, Any]) -> str:
     return f"{name} {'answers' if service['answers'] else 'does not answer'}"
 
 
+def serving(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what a host serves: its current release, or the adopted installation where none is; None for nothing."""
+    if state.get("current"):
+        return state["current"]
+    return {"deployment": ADOPTED} if (state.get("adopted") or {}).get("active") else None
+
+
 def live_on_primary(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return what the primary serves, or None."""
-    return ((facts.get("states") or {}).get(facts.get("primary")) or {}).get("current")
+    return serving((facts.get("states") or {}).get(facts.get("primary")) or {})
 
 
 def terminal(facts: Mapping[str, Any]) -> list[str]:
@@ -204,8 +215,14 @@ def status(facts: Mapping[str, Any]) -> list[str]:
             rows.append((host, "unknown", "", "", "", "", ""))
             attention.append(f"{host} does not answer: its state is unknown.")
             continue
-        current = _release(state.get("current"))
-        for service in state.get("services") or [{}]:
+        live = serving(state)
+        current = _release(live)
+        services = state.get("services") or [{}]
+        if live and live.get("deployment") == ADOPTED:
+            rows.append((host, current, state["adopted"]["service"], "yes", "-", ADOPTED, "-"))
+            # Ours are not meant to run beside it.
+            services = [service for service in services if service.get("running") or service.get("foreign")]
+        for service in services:
             up = service.get("answers") if service.get("answers") is not None else service.get("running")
             up = up and not service.get("foreign")
             rows.append(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import owner_of
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import fsync_directory
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import fsync_directory, open_regular
 from ansible_collections.runbook.deploy.plugins.module_utils._openers import Opener, openers, stop_openers
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._restore import Restorer
@@ -116,7 +116,7 @@ class SqliteRestorer(Restorer):
     def mark(self) -> Any:
         """Return a value that every write to the live database changes; call it with no lock held."""
         try:
-            handle = os.open(self.path, os.O_RDONLY)
+            handle = open_regular(self.path, follow=True)
         except FileNotFoundError:
             return None
         try:
@@ -131,7 +131,10 @@ class SqliteRestorer(Restorer):
         result.append(os.pread(handle, CHANGE_COUNTER[1], CHANGE_COUNTER[0]))
         for suffix in ("-wal", "-journal"):
             # An empty one says nothing, and comes and goes with connections that write nothing.
-            with contextlib.suppress(FileNotFoundError), open(f"{self.path}{suffix}", "rb") as stream:
+            with (
+                contextlib.suppress(FileNotFoundError),
+                os.fdopen(open_regular(f"{self.path}{suffix}"), "rb") as stream,
+            ):
                 entry = os.fstat(stream.fileno())
                 if entry.st_size:
                     result.append((suffix, entry.st_size, entry.st_mtime_ns, stream.read(WAL_HEADER[1])))
@@ -150,7 +153,7 @@ class SqliteRestorer(Restorer):
         :raises Problem: when another process, which may be invisible to this user, keeps a lock.
         """
         try:
-            handle = os.open(self.path, os.O_RDWR)
+            handle = open_regular(self.path, os.O_RDWR, follow=True)
         except FileNotFoundError:
             yield None
             return

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     Layout,
+    open_regular,
     opened,
     read_json,
+    read_regular,
     write_atomic,
     write_json,
 )
@@ -94,7 +96,7 @@ def save_manifest(release: Path, place: Path, manifest: str) -> bool:
         return False
     document: dict[str, Any] = {"static_root": str(place), "manifest": manifest, "content": None}
     try:
-        handle = os.open(place / manifest, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = open_regular(place / manifest)
     except FileNotFoundError:
         pass
     else:
@@ -126,7 +128,7 @@ def restore_manifest(release: Path) -> bool:
         return False
     path = Path(saved["static_root"]) / saved["manifest"]
     try:
-        present = path.read_text(encoding="utf-8")
+        present = read_regular(path)
     except FileNotFoundError:
         present = None
     if present == saved["content"]:
@@ -153,7 +155,7 @@ def hashed_names(place: Path, manifest: str) -> set[str]:
     if not manifest:
         return set()
     try:
-        document = json.loads((place / manifest).read_text(encoding="utf-8"))
+        document = json.loads(read_regular(place / manifest, follow=True))
     except (OSError, ValueError):
         return set()
     paths = document.get("paths") if isinstance(document, dict) else None
@@ -264,7 +266,7 @@ def bring(source: Path, target: Path, link: bool) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copy the regular file *source* to the new file *target*, readable by all, with its time of change."""
-    handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+    handle = open_regular(source)
     with open(handle, "rb") as reader:
         number, name = tempfile.mkstemp(prefix=".copy.", dir=target.parent)
         try:

@@ -67,3 +67,14 @@ def test_a_host_that_refused_is_not_called_silent() -> None:
 def test_a_held_lock_names_the_playbooks_that_go_on() -> None:
     text = shown(state(service(), lock={"message": "The lock is held; take over with -e x=true."}))
     assert "take over with -e x=true. With it, playbooks/rollback.yml takes that run back" in text
+
+
+def test_the_adopted_installation_serves_where_nothing_of_ours_does() -> None:
+    old = {"service": "old.service", "path": "/opt/shop", "active": True}
+    quiet = service(running=False, answers=False, release=None, deployment=None, pid=None)
+    found = state(quiet, current=None, adopted=old)
+    assert host_sentence(found) == "serves the adopted installation"
+    assert "web1  the adopted installation  old.service  yes  -     adopted" in shown(found)
+    assert "nothing needs attention." in shown(found)
+    stopped = state(quiet, current=None, adopted={**old, "active": False})
+    assert "serves nothing" in host_sentence(stopped)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
+import sys
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _facts as facts
@@ -353,8 +354,41 @@ def test_what_is_adopted_must_exist_until_a_release_is_current(host) -> None:
     found = [problem["code"] for problem in facts.check_adopted(adopt, None, False)]
     assert found == ["adopted_path_missing", "adopted_service_unknown", "adopted_environment_missing"]
     assert facts.check_adopted(adopt, None, True) == []
+    (host.root / "manage.py").touch()
     assert facts.check_adopted({"path": str(host.root), "service": "shop"}, False, False) == []
     assert facts.check_adopted({}, None, False) == []
+
+
+def test_what_is_adopted_must_be_an_installation(host) -> None:
+    place = host.root / "opt"
+    (place / "shop" / "venv" / "bin").mkdir(parents=True)
+
+    def found(**adopt) -> list[str]:
+        return [entry["code"] for entry in facts.check_adopted({"service": "shop", **adopt}, True, False)]
+
+    assert found(path=str(place / "shop")) == ["adopted_path_empty"]
+    (place / "shop" / "venv" / "bin" / "python").symlink_to(sys.executable)
+    assert found(path=str(place / "shop")) == []
+    assert found(path=str(place)) == ["adopted_path_empty"], "no more than one level below"
+    assert found(environment_file=str(place)) == ["adopted_environment_unreadable"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", ""),
+        ("# text\n; too\n\nA=1\n B = 'two words'\nC=\n", ""),
+        ("A=first \\\nsecond line\nB=1\n", ""),
+        ('A=\'several\nlines = ok\n\'\nB="a \\" b"\n', ""),
+        ("A=1\nsecret-value\n", "line 2 is no NAME=value"),
+        ("export A=secret-value\n", "line 1 is no NAME=value"),
+        ("A=1\nB='secret-value\nC=2\n", "the quote in line 2 has no end"),
+    ],
+)
+def test_an_environment_file_is_read_as_systemd_does(tmp_path, text: str, fault: str) -> None:
+    path = tmp_path / "environment"
+    path.write_text(text)
+    assert facts.environment_fault(str(path)) == fault
 
 
 def test_a_disk_that_is_almost_full_is_a_warning_and_no_refusal(live, monkeypatch) -> None:
