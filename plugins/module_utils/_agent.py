@@ -30,6 +30,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _agent_runtime,
     _agent_scratch,
     _agent_session,
+    _agent_steps,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._command import (
     base_environment,
@@ -73,6 +74,7 @@ AGENT_PARTS = (
     ("_runbook_session", _agent_session),
     ("_runbook_django", _agent_django),
     ("_runbook_migrate", _agent_migrate),
+    ("_runbook_steps", _agent_steps),
     ("_runbook_apply", _agent_apply),
 )
 # Raised by the agent itself: their text is a sentence, and no traceback helps.

@@ -248,7 +248,7 @@ class Mariadb(Server):
             *("--no-defaults", f"--datadir={self.data}", f"--socket={self.socket}", f"--port={self.port}"),
             *(
                 "--bind-address=127.0.0.1",
-                "--innodb-flush-log-at-trx-commit=0",
+                "--innodb-flush-log-at-trx-commit=2",
                 f"--pid-file={self.directory}/pid",
             ),
         )

@@ -166,7 +166,10 @@ def schema() -> list[str]:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute(SQL_COLUMNS)
-            found += [f"column {row}" for row in cursor.fetchall()]
+            # The type that a default is cast to follows the column's, or stays what it was: it is the same default.
+            found += [
+                f"column {row[:-1]} {re.sub('::[a-z ]+', '', row[-1] or '')}" for row in cursor.fetchall()
+            ]
             cursor.execute(SQL_CONSTRAINTS)
             found += [f"constraint {row}" for row in cursor.fetchall()]
             cursor.execute(SQL_INDEXES)
@@ -289,6 +292,10 @@ def examine(agent: Any, migration: Any, state: Any) -> dict[str, Any] | None:
                     result["compatible"] = f"{mode}: {written}"
             elif code == "new":
                 outcome(lambda after=after, mode=mode: write(after[0].clone().apps, 700, mode))
+                # The old code comes back, and finds the new one's rows.
+                written = outcome(lambda: write(old.clone().apps, 900, "distinct"))
+                if written is not True and usable["distinct"]:
+                    result["compatible"] = f"after the new code's {mode}: {written}"
             back = outcome(lambda: run(migration, state, backwards=True))
             if back is not True:
                 result["back"] = f"{code} {mode}: {back}"
