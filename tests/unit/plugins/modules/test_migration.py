@@ -214,7 +214,13 @@ def test_verify_accepts_what_a_rollback_left_applied(project: DjangoProject, run
     (project.release / "orders/migrations/0002_note.py").unlink()
     project.write("orders/models.py", MODELS)
     plan = {"migrations": [{"app": "orders", "name": "0002_note", "compatible": "yes"}]}
-    record = {"id": "20260101T000000-0000", "verdict": "rolled_back", "phases": [], "plan": plan}
+    record = {
+        "id": "20260101T000000-0000",
+        "verdict": "rolled_back",
+        "phases": [],
+        "plan": plan,
+        "decision": {"level": "code"},
+    }
     (project.root / "deployments").mkdir(exist_ok=True)
     (project.root / "deployments/20260101T000000-0000.json").write_text(json.dumps(record))
     found = verified(project, run)
