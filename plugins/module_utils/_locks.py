@@ -183,6 +183,11 @@ def _alter_postgresql(table: str, rest: str) -> list[dict[str, Any]]:
         rewrites = bool(VOLATILE.search(rest))
         reason = "reads and writes wait while every row is written anew (its value differs from row to row)"
         found = exclusive(reason if rewrites else QUEUE)
+        if has(r"\bREFERENCES\b") and has(r"\bDEFAULT\b"):
+            # Without a default the new column is NULL everywhere, and PostgreSQL checks nothing.
+            found = exclusive(
+                "reads and writes wait while all rows are checked against the table it points to"
+            )
         if has(r"\bUNIQUE\b|\bPRIMARY\s+KEY\b"):
             found = exclusive("reads and writes wait while the index of the column is built")
         return found + _referenced(rest)
