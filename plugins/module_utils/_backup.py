@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     FRAMEWORKS_WITH_TABLE,
     MIGRATION_TABLES,
+    SCRATCH_NOTE,
     Contents,
     Engine,
     heads,
@@ -36,6 +37,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     Layout,
     fsync_directory,
     read_json,
+    remove_tree,
     write_json,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -153,7 +155,7 @@ def require_space(needs: list[tuple[Path, int]]) -> None:
         if free < size + SPARE_BYTES:
             raise Problem(
                 f"There is no room for a copy of the database in {place}: {free} bytes are free, {size + SPARE_BYTES} are "
-                "needed (backup, trial restore); make room, or lower app_keep_backups, and try again."
+                "needed (backup, trial restore); make room, or lower app_backup_keep, and try again."
             )
         # Some file systems (btrfs) have no inodes to count and say 0 of 0.
         if room.f_files and room.f_favail < SPARE_INODES:
@@ -258,8 +260,29 @@ def make_scratch(
     if directory.is_symlink():
         directory.unlink()
     elif directory.exists():
-        shutil.rmtree(directory)
+        forget_scratch(engine, directory)
     return engine.scratch(dump, directory, owner_of(user))
+
+
+def forget_scratch(engine: Engine | None, directory: Path) -> None:
+    """Remove the scratch *directory*, and first the database on a server that its note names.
+
+    :param engine: None where no database is configured.
+    :raises Problem: when the server does not let go of it; the note stays then, for another try.
+    """
+    try:
+        note = read_json(directory / SCRATCH_NOTE)
+    except (ValueError, OSError):
+        # Cut short while it was written: the database is made after that.
+        note = None
+    if isinstance(note, dict):
+        if engine is None or engine.name != note.get("engine"):
+            raise Problem(
+                f"The scratch database {note.get('name')} of the engine {note.get('engine')} is still there, and app_database is of another "
+                f"engine now: drop it by hand, then remove {directory}."
+            )
+        engine.drop_scratch({**note, "directory": ""})
+    remove_tree(directory)
 
 
 def copy_to_scratch(layout: Layout, engine: Engine, name: str, user: str | None) -> dict[str, str]:
@@ -324,7 +347,7 @@ def take(layout: Layout, engine: Engine, request: Request) -> Taken:
         if request.verify == "restore":
             scratch = make_scratch(layout, engine, dump, request.scratch or backup_id, request.user)
             contents = engine.scratch_contents(scratch, request.framework)
-            found = differences(manifest, contents)
+            found = differences(manifest, contents) + engine.differences(scratch, manifest)
             if found:
                 raise Problem(
                     f"The trial restore of the backup {backup_id} to {scratch.get('path') or scratch.get('name')} differs "

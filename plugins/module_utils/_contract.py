@@ -81,7 +81,10 @@ VARIABLES: dict[str, Variable] = {
         "list", [], "Commands (lists of words) to run after collectstatic."
     ),
     "app_database": Variable(
-        "dict", {}, "The database: engine and path. Empty where the application has none."
+        "dict", {}, "The database: engine, and path or name. Empty where the application has none."
+    ),
+    "app_database_admin": Variable(
+        "dict", {}, "A role that may make and rename databases: user, password, os_user.", secret=True
     ),
     "app_backup_when": Variable(
         "str", "always", "When a deployment backs up.", ("always", "migrations", "never")
@@ -111,8 +114,22 @@ VARIABLES: dict[str, Variable] = {
     "app_report_store": Variable("path", "", "Directory of the controller that gets records and reports."),
 }
 
-DATABASE = {"engine": "str", "path": "str", "shared": "bool"}
-ENGINES = ("sqlite",)
+DATABASE = {
+    "engine": "str",
+    "path": "str",
+    "shared": "bool",
+    "name": "str",
+    "host": "str",
+    "port": "int",
+    "user": "str",
+    "password": "str",
+}
+DATABASE_ADMIN = {"user": "str", "password": "str", "os_user": "str"}
+# The keys that each engine has of app_database.
+ENGINES = {
+    "sqlite": ("engine", "path", "shared"),
+    "postgresql": ("engine", "name", "host", "port", "user", "password"),
+}
 ARCHIVE = {"path": "str", "sha256": "str"}
 ADOPT = {"path": "str", "service": "str", "environment_file": "str", "socket": "str"}
 WEB_SERVER = {"kind": "str", "listen": "str", "server_names": "list"}
@@ -354,14 +371,26 @@ def _check_database(values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with ``app_database``; a database inside a release would be new with each of them."""
     database = values["app_database"]
     errors = _keys("app_database", database, DATABASE)
+    errors += _keys("app_database_admin", values["app_database_admin"], DATABASE_ADMIN)
     if not database:
         if values["app_framework"] != "none":
-            errors.append("app_database is missing: give engine and path, or app_framework: none.")
+            errors.append("app_database is missing: give engine and path or name, or app_framework: none.")
         return errors
-    if database.get("engine") not in ENGINES:
-        errors.append(
-            f"app_database.engine is {database.get('engine')!r}, expected one of {', '.join(ENGINES)}."
-        )
+    engine = database.get("engine")
+    if engine not in ENGINES:
+        errors.append(f"app_database.engine is {engine!r}, expected one of {', '.join(ENGINES)}.")
+    elif not errors:
+        errors += [
+            f"app_database.{key} is no key of the engine {engine}, which has {', '.join(ENGINES[engine])}: remove it."
+            for key in database
+            if key not in ENGINES[engine]
+        ]
+    if engine != "sqlite":
+        if engine in ENGINES and not database.get("name"):
+            errors.append(
+                f"app_database.name is missing: name the application's database on the {engine} server."
+            )
+        return errors
     path = database.get("path", "")
     layout = Layout(values["app_root"])
     if not path.startswith("/"):

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
-ENGINES = ("sqlite",)
+ENGINES = ("sqlite", "postgresql")
+# In the directory of a scratch database that is on a server: what it is called there, written before it is made.
+SCRATCH_NOTE = "database.json"
 # The application name under which the rows of alembic_version are listed; Alembic has no apps.
 ALEMBIC = "alembic"
 # The frameworks that keep a table of what is applied, and the names of these tables.
@@ -38,6 +40,22 @@ DATABASE_OPTION: dict[str, Any] = {
         "port": {"type": "int"},
         "user": {"type": "str"},
         "password": {"type": "str", "no_log": True},
+    },
+}
+
+# The same for modules that have something to do where there is no database, too; see named().
+OPTIONAL_DATABASE: dict[str, Any] = {
+    "type": "dict",
+    "options": {**DATABASE_OPTION["options"], "engine": {"type": "str"}},
+}
+
+# The option `database_admin`: who may make, rename and remove databases.
+ADMIN_OPTION: dict[str, Any] = {
+    "type": "dict",
+    "options": {
+        "user": {"type": "str"},
+        "password": {"type": "str", "no_log": True},
+        "os_user": {"type": "str"},
     },
 }
 
@@ -62,14 +80,22 @@ class Contents(NamedTuple):
 
 
 class Engine:
-    """What backup, restore and the measured state ask of an engine; *database* is ``app_database``."""
+    """What backup, restore and the measured state ask of an engine.
+
+    :param database: ``app_database``; :param admin: ``app_database_admin``; :param user: the application's user, who
+        logs in by a socket's peer where no password is given.
+    """
 
     name = ""
     #: the dump's name in a backup's directory
     dump_name = ""
 
-    def __init__(self, database: Mapping[str, Any]) -> None:
+    def __init__(
+        self, database: Mapping[str, Any], admin: Mapping[str, Any] | None = None, user: str | None = None
+    ) -> None:
         self.database = database
+        self.admin = admin
+        self.user = user
 
     def place(self) -> str:
         """Return where the database is, for messages and manifests; without a password."""
@@ -115,38 +141,63 @@ class Engine:
         """Read and check the whole of what :meth:`scratch` has made."""
         raise NotImplementedError
 
+    def differences(self, scratch: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
+        """Return in words how what :meth:`scratch` has made differs from *manifest*, rows and migrations apart."""
+        return []
+
     def drop_scratch(self, scratch: Mapping[str, str]) -> None:
         """Remove what :meth:`scratch` has made."""
         raise NotImplementedError
 
+    def warnings(self) -> list[str]:
+        """Return what will keep backups or restores from working, a sentence each."""
+        return []
 
-def engine_of(database: Mapping[str, Any]) -> Engine:
-    """Return the engine for ``database["engine"]``.
+
+def named(database: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the option *database* without what was not given; None where no engine is named."""
+    found = {key: value for key, value in (database or {}).items() if value is not None}
+    return found if found.get("engine") else None
+
+
+def engine_of(
+    database: Mapping[str, Any], admin: Mapping[str, Any] | None = None, user: str | None = None
+) -> Engine:
+    """Return the engine for ``database["engine"]``; the other parameters are those of :class:`Engine`.
 
     :raises Problem: for an engine that this version does not know.
     """
     name = database.get("engine")
-    if name not in ENGINES:
-        raise Problem(
-            f"app_database.engine is {name!r}, but this version of runbook.deploy supports "
-            f"{' and '.join(ENGINES)} only: set app_database.engine to {ENGINES[0]!r}."
-        )
+    given = {key: value for key, value in (admin or {}).items() if value} or None
     # Imported here, because a host that asks for another engine may have a Python without sqlite3.
-    from ansible_collections.runbook.deploy.plugins.module_utils._sqlite import Sqlite
+    if name == "sqlite":
+        from ansible_collections.runbook.deploy.plugins.module_utils._sqlite import Sqlite
 
-    return Sqlite(database)
+        return Sqlite(database, given, user)
+    if name == "postgresql":
+        from ansible_collections.runbook.deploy.plugins.module_utils._postgresql import Postgresql
+
+        return Postgresql(database, given, user)
+    raise Problem(
+        f"app_database.engine is {name!r}, but this version of runbook.deploy supports {' and '.join(ENGINES)} only: set "
+    )
 
 
-def applied(database: Mapping[str, Any], framework: str) -> list[list[str]] | None:
+def applied(
+    database: Mapping[str, Any],
+    framework: str,
+    admin: Mapping[str, Any] | None = None,
+    user: str | None = None,
+) -> list[list[str]] | None:
     """Return the applied migrations as ``[app, name]``, in the order in which they were applied.
 
-    :param database: ``app_database``: ``{"engine": "sqlite", "path": …}``.
+    :param database: ``app_database``; the others as for :class:`Engine`.
     :param framework: ``django`` (rows of ``django_migrations``) or ``alembic`` (rows of ``alembic_version`` as
         ``["alembic", version]``); for any other the answer is None.
     :returns: None where there is no database or no such table; ``[]`` where the table is empty.
     :raises Problem: for a database that cannot be read, or an engine that is not supported.
     """
-    return engine_of(database).applied(framework)
+    return engine_of(database, admin, user).applied(framework)
 
 
 def heads(rows: Iterable[Sequence[str]] | None) -> dict[str, list[str]]:

@@ -18,8 +18,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._backup import (
     MANIFEST,
     Request,
     Taken,
-    differences,
-    digest,
     make_id,
     read_manifest,
     require_intact,
@@ -59,8 +57,12 @@ class Restorer:
         """Remove what a killed restore has left."""
         raise NotImplementedError
 
-    def stage(self, dump: Path, user: str | None) -> Path:
+    def stage(self, dump: Path, user: str | None) -> Any:
         """Restore *dump* into a new database beside the live one, with its owner; return where it is."""
+        raise NotImplementedError
+
+    def staged_differences(self, staged: Any, manifest: Mapping[str, Any]) -> list[str]:
+        """Return in words how what :meth:`stage` has made differs from the *manifest* of its backup."""
         raise NotImplementedError
 
     def discard(self) -> None:
@@ -79,8 +81,13 @@ class Restorer:
         """Stop the processes of the application below *root* that use the live database; return them."""
         raise NotImplementedError
 
-    def swap(self, mark: Any, root: Path, timeout: float) -> tuple[bool, str | None, list[Opener]]:
+    def swap(
+        self, mark: Any, root: Path, timeout: float, *, lost: dict[str, Any], consent: bool
+    ) -> tuple[bool, str | None, list[Opener]]:
         """Put the staged database in the place of the live one, if that still has the *mark*.
+
+        :param lost: what is known to be lost; a server, whose writers are only now kept out, counts again and writes it
+            there. With more than that, nothing is done unless there is *consent*.
 
         :returns: whether it was done; where the former one is kept (None: there was none); the processes that
             opened the former one meanwhile.
@@ -101,6 +108,12 @@ class Order(NamedTuple):
 def restorer_of(engine: Engine) -> Restorer:
     """Return what restores databases of *engine*; an engine that cannot be restored has no backup either."""
     # Imported here for the same reason as in engine_of.
+    if engine.name == "postgresql":
+        from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_restore import (
+            PostgresqlRestorer,
+        )
+
+        return PostgresqlRestorer(engine)
     from ansible_collections.runbook.deploy.plugins.module_utils._sqlite_restore import SqliteRestorer
 
     return SqliteRestorer(engine)
@@ -170,15 +183,12 @@ def present_losses(
     return {} if present is None else restorer.losses(dump, present, framework)
 
 
-def verify_staged(layout: Layout, engine: Engine, staged: Path, manifest: Mapping[str, Any]) -> None:
-    """Compare the new database at *staged* with the *manifest* of the backup it comes from.
+def verify_staged(layout: Layout, restorer: Restorer, staged: Any, manifest: Mapping[str, Any]) -> None:
+    """Compare the new database *staged* with the *manifest* of the backup it comes from.
 
     :raises Problem: naming the first difference.
     """
-    contents = engine.contents(staged, manifest.get("framework", "none"), integrity_check=True)
-    found = differences(manifest, contents)
-    if staged.is_file() and digest(staged) != manifest["sha256"]:
-        found.append("its sha256 is another")
+    found = restorer.staged_differences(staged, manifest)
     if found:
         raise Problem(
             f"The backup {manifest['id']} restored to {staged} differs from its manifest in {layout.backups}: {found[0]}; "
@@ -200,6 +210,8 @@ def preview(layout: Layout, engine: Engine, order: Order) -> dict[str, Any]:
         lost = restorer.losses(dump, None, manifest.get("framework", "none")) if engine.exists() else {}
     except Damaged as error:
         lost = present_losses(restorer, dump, None, error.message, "none")
+    finally:
+        restorer.discard()
     require_consent(order, lost, [])
     return {"restored": order.backup, "kept": None, "safety": None, "lost": lost, "stopped": [], "late": []}
 
@@ -233,11 +245,13 @@ def restore(layout: Layout, engine: Engine, order: Order) -> dict[str, Any]:
                 require_consent(order, lost, stopped)
                 if not is_staged:
                     staged = restorer.stage(dump, order.user)
-                    verify_staged(layout, engine, staged, manifest)
+                    verify_staged(layout, restorer, staged, manifest)
                     is_staged = True
                 stopped += restorer.stop(layout.root, order.timeout)
                 restorer.settle()
-                done, kept, late = restorer.swap(mark, layout.root, order.timeout)
+                done, kept, late = restorer.swap(
+                    mark, layout.root, order.timeout, lost=lost, consent=order.consent
+                )
             except Problem:
                 remove_backup(safety)
                 raise

@@ -20,6 +20,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _retention,
     _state,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._backup import forget_scratch
+from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of, named
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     ADOPTED,
     DEPLOYMENT_ID,
@@ -146,7 +148,8 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         layout,
         services=services_expected(layout, params["expect"], params["services"]),
         user=params["user"],
-        database=params["database"] or None,
+        database=named(params["database"]),
+        database_admin=params["database_admin"],
         framework=params["framework"],
         adopt=params["adopt"] or None,
         own=deployment,
@@ -173,7 +176,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         measured={
             "current": state["current"],
             "services": state["services"],
-            "heads": state["heads"] if params["database"] else None,
+            "heads": state["heads"] if named(params["database"]) else None,
             "health": params["health"],
             "at": _lock.timestamp(),
         },
@@ -213,7 +216,12 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         # Archives were pushed for this release, which is built by now or will never be.
         for leftover in [*copies, *layout.scratch.glob("*.archive")]:
             try:
-                remove_tree(leftover)
+                if leftover in copies:
+                    forget_scratch(engine_for(params), leftover)
+                else:
+                    remove_tree(leftover)
+            except Problem as problem:
+                result["removed"]["errors"].append(problem.message)
             except OSError as error:
                 result["removed"]["errors"].append(
                     f"{leftover} could not be removed ({error.strerror}): remove it by hand."
@@ -222,6 +230,12 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
             _lock.release(layout, given["token"])
             result["state"]["lock"] = None
     return result
+
+
+def engine_for(params: dict[str, Any]) -> Any:
+    """Return the engine of the options; None on a host that has nothing to do with the database."""
+    database = named(params["database"])
+    return engine_of(database, params["database_admin"], params["user"]) if database else None
 
 
 def services_expected(

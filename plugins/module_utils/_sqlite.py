@@ -258,8 +258,10 @@ class Sqlite(Engine):
     name = "sqlite"
     dump_name = "database.sqlite3"
 
-    def __init__(self, database: Mapping[str, Any]) -> None:
-        super().__init__(database)
+    def __init__(
+        self, database: Mapping[str, Any], admin: Mapping[str, Any] | None = None, user: str | None = None
+    ) -> None:
+        super().__init__(database, admin, user)
         path = database.get("path")
         if not path or not os.path.isabs(str(path)):
             raise Problem(

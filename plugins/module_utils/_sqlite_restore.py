@@ -13,11 +13,11 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._backup import owner_of
+from ansible_collections.runbook.deploy.plugins.module_utils._backup import differences, digest, owner_of
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import fsync_directory, open_regular
 from ansible_collections.runbook.deploy.plugins.module_utils._openers import Opener, openers, stop_openers
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -87,6 +87,14 @@ class SqliteRestorer(Restorer):
         else:
             copy_file(dump, self.staged, DEFAULT_MODE, owner_of(user))
         return self.staged
+
+    def staged_differences(self, staged: Path, manifest: Mapping[str, Any]) -> list[str]:
+        """See :meth:`Restorer.staged_differences`."""
+        contents = self.engine.contents(staged, manifest.get("framework", "none"), integrity_check=True)
+        found = differences(manifest, contents)
+        if digest(staged) != manifest["sha256"]:
+            found.append("its sha256 is another")
+        return found
 
     def discard(self) -> None:
         """See :meth:`Restorer.discard`."""
@@ -179,8 +187,11 @@ class SqliteRestorer(Restorer):
         finally:
             os.close(handle)
 
-    def swap(self, mark: Any, root: Path, timeout: float) -> tuple[bool, str | None, list[Opener]]:
-        """See :meth:`Restorer.swap`."""
+    def swap(
+        self, mark: Any, root: Path, timeout: float, *, lost: dict[str, Any], consent: bool
+    ) -> tuple[bool, str | None, list[Opener]]:
+        """See :meth:`Restorer.swap`; the *mark* says that nobody has written since *lost* was counted."""
+        del lost, consent
         with self.locked() as handle:
             if (None if handle is None else self._mark(handle)) != mark:
                 return False, None, []

@@ -173,6 +173,7 @@ def measure(
     services: Sequence[Mapping[str, Any]] = (),
     user: str | None = None,
     database: Mapping[str, Any] | None = None,
+    database_admin: Mapping[str, Any] | None = None,
     framework: str = "none",
     shared: Sequence[str] = (),
     directory: str = "",
@@ -213,8 +214,10 @@ def measure(
             # Only here: the driver costs time on hosts that do not ask.
             from ansible_collections.runbook.deploy.plugins.module_utils import _database
 
-            applied = _database.applied(database, framework)
+            engine = _database.engine_of(database, database_admin, user)
+            applied = engine.applied(framework)
             heads = _database.heads(applied)
+            warnings += [facts.fact("database_rights", text) for text in engine.warnings()]
         except Problem as problem:
             problems.append(facts.fact("database_unreadable", problem.message))
     lock = read_lock(layout)

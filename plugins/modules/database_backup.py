@@ -51,7 +51,7 @@ options:
     required: true
     suboptions:
       engine:
-        description: The engine. This version supports V(sqlite) only, and says so for any other.
+        description: The engine, V(sqlite) or V(postgresql); any other is refused.
         type: str
         required: true
       path:
@@ -74,6 +74,21 @@ options:
         type: str
       password:
         description: The password of the role.
+        type: str
+  database_admin:
+    description:
+      - The role that may make, rename and remove databases, C(app_database_admin), for engines with a server.
+      - The role of O(database) when not given.
+    type: dict
+    suboptions:
+      user:
+        description: The role to log in as.
+        type: str
+      password:
+        description: The password of the role.
+        type: str
+      os_user:
+        description: The user of the operating system who may log in as that role through the local socket, such as C(postgres).
         type: str
   id:
     description:
@@ -232,6 +247,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._backup import (
     take,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._database import (
+    ADMIN_OPTION,
     DATABASE_OPTION,
     Engine,
     engine_of,
@@ -254,7 +270,7 @@ def nothing_saved(engine: Engine, size: int, empty: bool) -> dict[str, Any]:
 def back_up(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Do what the module's *options* ask for; return its answer."""
     layout = Layout(options["root"])
-    engine = engine_of(options["database"])
+    engine = engine_of(options["database"], options["database_admin"], options["user"])
     deployment = (options["record"] or {}).get("id")
     backup_id = require_name(options["id"] or deployment or make_id(), "id")
     scratch = options["scratch"] or deployment or ""
@@ -339,6 +355,7 @@ def main() -> None:
                 "default": "django",
             },
             "database": DATABASE_OPTION,
+            "database_admin": ADMIN_OPTION,
             "id": {"type": "str"},
             "when": {"type": "str", "choices": ["always", "migrations", "never"], "default": "always"},
             "pending": {"type": "bool", "default": True},

@@ -42,7 +42,7 @@ options:
     required: true
     suboptions:
       engine:
-        description: The engine. This version supports V(sqlite) only, and says so for any other.
+        description: The engine, V(sqlite) or V(postgresql); any other is refused.
         type: str
         required: true
       path:
@@ -65,6 +65,21 @@ options:
         type: str
       password:
         description: The password of the role.
+        type: str
+  database_admin:
+    description:
+      - The role that may make, rename and remove databases, C(app_database_admin), for engines with a server.
+      - The role of O(database) when not given.
+    type: dict
+    suboptions:
+      user:
+        description: The role to log in as.
+        type: str
+      password:
+        description: The password of the role.
+        type: str
+      os_user:
+        description: The user of the operating system who may log in as that role through the local socket, such as C(postgres).
         type: str
   backup:
     description: The name of the backup, a directory in C(backups/).
@@ -164,7 +179,11 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import backups_locked
-from ansible_collections.runbook.deploy.plugins.module_utils._database import DATABASE_OPTION, engine_of
+from ansible_collections.runbook.deploy.plugins.module_utils._database import (
+    ADMIN_OPTION,
+    DATABASE_OPTION,
+    engine_of,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
@@ -174,7 +193,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._restore import Ord
 def go_back(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Do what the module's *options* ask for; return its answer."""
     layout = Layout(options["root"])
-    engine = engine_of(options["database"])
+    engine = engine_of(options["database"], options["database_admin"], options["user"])
     order = Order(
         backup=options["backup"],
         consent=options["consent"],
@@ -209,6 +228,7 @@ def main() -> None:
             "root": {"type": "path", "required": True},
             "user": {"type": "str"},
             "database": DATABASE_OPTION,
+            "database_admin": ADMIN_OPTION,
             "backup": {"type": "str", "required": True},
             "consent": {"type": "bool", "default": False},
             "stop_timeout": {"type": "float", "default": 10.0},

@@ -25,6 +25,8 @@ attributes:
   idempotent:
     support: partial
     description: Each O(state=begun) begins another deployment; O(state=finished) can be repeated with the same verdict.
+extends_documentation_fragment:
+  - runbook.deploy.database
 options:
   root:
     description: Directory on the host that holds everything (C(app_root)).
@@ -110,10 +112,6 @@ options:
   user:
     description: User that the application runs as.
     type: str
-  database:
-    description: The database (C(app_database)), to read the applied migrations from; empty where the host has nothing to do with it.
-    type: dict
-    default: {}
   framework:
     description: What migrates the database.
     type: str
@@ -246,6 +244,7 @@ damaged:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.runbook.deploy.plugins.module_utils._database import ADMIN_OPTION, OPTIONAL_DATABASE
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import load_records, open_journal, public
@@ -275,7 +274,8 @@ def main() -> None:
             "remove_release": {"type": "str"},
             "services": {"type": "list", "elements": "dict", "default": []},
             "user": {"type": "str"},
-            "database": {"type": "dict", "default": {}},
+            "database": OPTIONAL_DATABASE,
+            "database_admin": ADMIN_OPTION,
             "framework": {"type": "str", "default": "none"},
             "keep": {"type": "int", "default": 5},
             "keep_backups": {"type": "int", "default": 10},

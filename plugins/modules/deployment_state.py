@@ -26,6 +26,8 @@ attributes:
   idempotent:
     support: full
     description: It measures.
+extends_documentation_fragment:
+  - runbook.deploy.database
 options:
   root:
     description: Directory on the host that holds everything (C(app_root)).
@@ -45,10 +47,6 @@ options:
     type: list
     elements: dict
     default: []
-  database:
-    description: The database (C(app_database)); empty where the host has nothing to do with it.
-    type: dict
-    default: {}
   framework:
     description: What migrates the database.
     type: str
@@ -237,6 +235,11 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils import _state, _wanted
+from ansible_collections.runbook.deploy.plugins.module_utils._database import (
+    ADMIN_OPTION,
+    OPTIONAL_DATABASE,
+    named,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._source import (
@@ -296,7 +299,8 @@ def main() -> None:
             "stage": {"type": "str"},
             "user": {"type": "str"},
             "services": {"type": "list", "elements": "dict", "default": []},
-            "database": {"type": "dict", "default": {}},
+            "database": OPTIONAL_DATABASE,
+            "database_admin": ADMIN_OPTION,
             "framework": {"type": "str", "default": "none"},
             "shared": {"type": "list", "elements": "str", "default": []},
             "adopt": {"type": "dict", "default": {}},
@@ -327,7 +331,8 @@ def main() -> None:
             layout,
             services=params["services"],
             user=params["user"],
-            database=params["database"] or None,
+            database=named(params["database"]),
+            database_admin=params["database_admin"],
             framework=params["framework"],
             shared=params["shared"],
             directory=params["directory"],

@@ -74,8 +74,8 @@ def test_what_is_no_database_is_named(tmp_path):
         applied(database(tmp_path), "django")
     with pytest.raises(Problem, match="absolute path"):
         applied(database("db.sqlite3"), "django")
-    with pytest.raises(Problem, match="'postgresql'.*supports sqlite only"):
-        engine_of({"engine": "postgresql", "name": "shop"})
+    with pytest.raises(Problem, match="'oracle'.*supports sqlite and postgresql only"):
+        engine_of({"engine": "oracle", "name": "shop"})
 
 
 def test_a_locked_database_names_its_lock(tmp_path, monkeypatch):

@@ -157,8 +157,8 @@ def test_backups_by_hand_leave_no_scratch_and_only_the_newest_stay(run):
     ("options", "message"),
     [
         (
-            {"database": {"engine": "mysql", "name": "shop", "password": "secret-word"}},
-            "supports sqlite only",
+            {"database": {"engine": "oracle", "name": "shop", "password": "secret-word"}},
+            "supports sqlite and postgresql only",
         ),
         ({"database": {"engine": "sqlite"}}, "app_database.path is None"),
         ({"id": "../x"}, "The option id is '../x'"),

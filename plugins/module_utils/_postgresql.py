@@ -1,0 +1,531 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PostgreSQL: a dump and the counts of one snapshot, a trial restore into a database of random name.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.runbook.deploy.plugins.module_utils._backup import owner_of
+from ansible_collections.runbook.deploy.plugins.module_utils._database import (
+    ALEMBIC,
+    SCRATCH_NOTE,
+    Contents,
+    Damaged,
+    Engine,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_json
+from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import (
+    LOCK_SECONDS,
+    Client,
+    Login,
+    Session,
+    Stage,
+    first_error,
+    identifier,
+    literal,
+    pipeline,
+    tool,
+    version,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+# Seconds for a dump or a restore; an operator sees it as a task of its own.
+LONGEST = 6 * 3600.0
+SCRATCH = re.compile(r"^runbook_scratch_[0-9a-f]{12}$")
+COMPRESSED, PLAIN = "database.pgdump.zst", "database.pgdump"
+# Measured on 576 MB: level 3 took 0.38 of the time of pg_dump's own compression, and the file was smaller.
+ZSTD = ["--quiet", "-3", "-T2", "--stdout"]
+# Two jobs: what a small host has to spare (a restore of 576 MB took 3.3 s with two, 5 s with one).
+JOBS = 2
+# Tables of users, without those that belong to an extension: pg_dump leaves their rows out.
+TABLES = """SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+ AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+ ORDER BY 1, 2"""
+_OF_USERS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
+# What there is beside rows, each as (kind, name, digest of its definition).
+CATALOG = f"""SELECT kind, name, md5(text) AS digest FROM (
+ SELECT 'extension' AS kind, extname::text AS name, '' AS text FROM pg_extension
+ UNION ALL SELECT 'view', n.nspname || '.' || c.relname, pg_get_viewdef(c.oid) FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('v', 'm') AND {_OF_USERS}
+  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+ UNION ALL SELECT 'trigger', n.nspname || '.' || c.relname || '.' || t.tgname, pg_get_triggerdef(t.oid) FROM pg_trigger t
+  JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT t.tgisinternal AND {_OF_USERS}
+ UNION ALL SELECT 'routine', n.nspname || '.' || p.oid::regprocedure::text, p.prosrc FROM pg_proc p
+  JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {_OF_USERS}
+  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+ UNION ALL SELECT 'index', n.nspname || '.' || c.relname, pg_get_indexdef(c.oid) FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'i' AND {_OF_USERS}
+ UNION ALL SELECT 'constraint', n.nspname || '.' || coalesce(c.relname, '') || '.' || k.conname, pg_get_constraintdef(k.oid)
+  FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class c ON c.oid = k.conrelid WHERE {_OF_USERS}
+ UNION ALL SELECT 'sequence', n.nspname || '.' || c.relname, '' FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND {_OF_USERS}
+) AS found ORDER BY 1, 2"""
+# Encoding, locale and owner of a database.
+SHAPE = """SELECT pg_encoding_to_char(encoding) AS encoding, datcollate AS collate, datctype AS ctype,
+ pg_get_userbyid(datdba) AS owner, oid::text AS oid FROM pg_database WHERE datname = {name}"""
+
+
+def logins(
+    database: Mapping[str, Any], admin: Mapping[str, Any] | None, user: str | None
+) -> tuple[Login, Login | None]:
+    """Return how the application's role logs in, and the administrator's, None where there is none.
+
+    :param user: the application's user, who logs in by the socket's peer where neither host nor password is given.
+    """
+    password = str(database.get("password") or "")
+    by_peer = not database.get("host") and not password
+    own = Login(str(database.get("user") or ""), password, user if by_peer else None)
+    if not admin:
+        return own, None
+    role = str(admin.get("user") or admin.get("os_user") or "")
+    return own, Login(role, str(admin.get("password") or ""), admin.get("os_user") or None)
+
+
+def may_create(facts: Mapping[str, Any]) -> bool:
+    """Return whether the role of *facts* (``{createdb, superuser}``) may create databases."""
+    return bool(facts.get("superuser") or facts.get("createdb"))
+
+
+def read_applied(session: Client | Session, framework: str) -> list[list[str]] | None:
+    """Return the applied migrations; None for a framework without a table, or when the table is missing."""
+    table = {"django": "django_migrations", ALEMBIC: "alembic_version"}.get(framework)
+    if table is None:
+        return None
+    found = session.rows(
+        f"SELECT n.nspname AS schema FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = "
+        f"{literal(table)} AND c.relkind IN ('r', 'p', 'v') AND {_OF_USERS} ORDER BY n.nspname = 'public' DESC, 1 LIMIT 1"
+    )
+    if not found:
+        return None
+    place = f"{identifier(found[0]['schema'])}.{identifier(table)}"
+    columns, order = (
+        ("app, name", "id")
+        if framework == "django"
+        else (f"'{ALEMBIC}' AS app, version_num AS name", "version_num")
+    )
+    rows = session.rows(f"SELECT {columns} FROM {place} ORDER BY {order}")
+    return [[str(row["app"]), str(row["name"])] for row in rows]
+
+
+def shown(schema: str, name: str) -> str:
+    """Return a table's name for people: without the schema that everybody uses."""
+    return name if schema == "public" else f"{schema}.{name}"
+
+
+def count_rows(session: Client | Session, batch: int = 100) -> dict[str, int]:
+    """Return the rows of each table of users."""
+    result: dict[str, int] = {}
+    tables = session.rows(TABLES)
+    for start in range(0, len(tables), batch):
+        parts = [
+            f"SELECT {literal(shown(row['schema'], row['name']))} AS t, count(*) AS n "
+            f"FROM {identifier(row['schema'])}.{identifier(row['name'])}"
+            for row in tables[start : start + batch]
+        ]
+        found = session.rows(" UNION ALL ".join(parts))
+        result.update({row["t"]: row["n"] for row in found})
+    return result
+
+
+def read_catalog(session: Client | Session) -> dict[str, str]:
+    """Return the digest of the definition of everything that a database has beside rows, by ``kind name``."""
+    return {f"{row['kind']} {row['name']}": row["digest"] for row in session.rows(CATALOG)}
+
+
+class Postgresql(Engine):
+    """The engine ``postgresql``: ``app_database`` has name, user and, for a server elsewhere, host and port."""
+
+    name = "postgresql"
+
+    def __init__(
+        self, database: Mapping[str, Any], admin: Mapping[str, Any] | None = None, user: str | None = None
+    ) -> None:
+        super().__init__(database, admin, user)
+        if not database.get("name"):
+            raise Problem("app_database.name is missing: name the PostgreSQL database of the application.")
+        own, administrator = logins(database, admin, user)
+        self.client = Client(database, own)
+        #: who makes and removes databases
+        self.maker = Client(database, administrator) if administrator else self.client
+        self.has_admin = administrator is not None
+        self.taken: Contents | None = None
+
+    # What is
+
+    @property
+    def dump_name(self) -> str:  # type: ignore[override]
+        """The dump's name: compressed by zstd where the host has it."""
+        return COMPRESSED if shutil.which("zstd") else PLAIN
+
+    def place(self) -> str:
+        """See :meth:`Engine.place`."""
+        return f"{self.client.name} at {self.client.address()}"
+
+    def exists(self) -> bool:
+        """Return whether the database holds a table of users."""
+        return bool(self.client.rows(f"{TABLES} LIMIT 1"))
+
+    def size(self) -> int:
+        """See :meth:`Engine.size`; a dump has no indexes and is compressed, so that it is smaller."""
+        return int(self.client.query("SELECT pg_database_size(current_database())"))
+
+    def tools(self) -> dict[str, str]:
+        """See :meth:`Engine.tools`."""
+        return {"server": self.server_version(), "pg_dump": self._pg_dump_version()}
+
+    def server_version(self) -> str:
+        """Return what the server says its version is."""
+        return self.client.statements(["SHOW server_version"]).strip()
+
+    def _pg_dump_version(self) -> str:
+        done = subprocess.run(
+            [tool("pg_dump", "postgresql-client"), "--version"], capture_output=True, text=True, check=False
+        )
+        return ".".join(str(part) for part in version(done.stdout))
+
+    def require_tools(self) -> None:
+        """Refuse a client that is older than the server: it cannot know what it would leave out.
+
+        :raises Problem: naming both versions and the package.
+        """
+        server, client = self.server_version(), self._pg_dump_version()
+        if version(client)[:1] < version(server)[:1]:
+            raise Problem(
+                f"pg_dump on this host is {client}, but the PostgreSQL server at {self.client.address()} is {server}, and an older "
+                f"client cannot dump a newer server: install postgresql-client-{version(server)[0]} on this host."
+            )
+
+    def applied(self, framework: str) -> list[list[str]] | None:
+        """See :func:`_database.applied`."""
+        return read_applied(self.client, framework)
+
+    def live_violations(self) -> list[list[Any]]:
+        """See :meth:`Engine.live_violations`; the server lets no foreign key point nowhere."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """See :meth:`Engine.warnings`."""
+        if self.has_admin or may_create(self._rights()):
+            return []
+        return [self._no_rights()]
+
+    def _rights(self) -> dict[str, Any]:
+        found = self.client.rows(
+            "SELECT rolcreatedb AS createdb, rolsuper AS superuser FROM pg_roles WHERE rolname = current_user"
+        )
+        return found[0] if found else {}
+
+    def _no_rights(self) -> str:
+        role = self.client.login.user or "of app_database"
+        return (
+            f"The role {role} may not create databases at {self.client.address()}, so that no backup can be proved by a restore and none "
+            f"restored: allow it (ALTER ROLE {identifier(role)} CREATEDB), or name a role that may in app_database_admin."
+        )
+
+    # The dump
+
+    def dump(self, target: Path) -> dict[str, Any]:
+        """See :meth:`Engine.dump`: the counts are those of the very snapshot that is dumped."""
+        self.require_tools()
+        with self.client.session() as session:
+            snapshot = session.ask(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_export_snapshot()"
+            ).strip()
+            self._write(target, snapshot)
+            counts = count_rows(session)
+            self.taken = Contents(counts, None, "none", [])
+            rows = {name: read_applied(session, name) for name in ("django", ALEMBIC)}
+            self.rows = {name: found for name, found in rows.items() if found is not None}
+            catalog = read_catalog(session)
+            shape = session.rows(SHAPE.format(name=literal(self.client.name)))[0]
+        return {
+            "catalog": catalog,
+            "extensions": sorted(name.split(" ", 1)[1] for name in catalog if name.startswith("extension ")),
+            "owner": shape["owner"],
+            "encoding": shape["encoding"],
+            "collate": shape["collate"],
+        }
+
+    def _write(self, target: Path, snapshot: str) -> None:
+        compress = target.name.endswith(".zst")
+        dump = [
+            tool("pg_dump", "postgresql-client"), *self.client.arguments(), "--format=custom", f"--snapshot={snapshot}",
+            f"--lock-wait-timeout={LOCK_SECONDS}s", f"--compress={0 if compress else 6}",
+        ]  # fmt: skip
+        stages = [Stage(dump, self._plain_environment(self.client), self.client.login.os_user)]
+        if compress:
+            stages.append(Stage([tool("zstd", "zstd"), *ZSTD], {}))
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            done = pipeline(stages, target=handle, timeout=LONGEST, secrets=self.client.secrets)
+            if all(code == 0 for code, _errors in done):
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        # The compressor fails first where there is no room, and pg_dump then only says that nobody listens.
+        for stage, (code, errors) in sorted(
+            zip(stages, done), key=lambda pair: "zstd" not in pair[0].argv[0]
+        ):
+            if code != 0:
+                name = Path(stage.argv[0]).name
+                said = first_error(errors)
+                raise Problem(
+                    f"The backup of {self.place()} failed: {name} ended with {_exit(code)}: {said.rstrip('.')}; nothing of it was kept "
+                    f"and nothing live was changed; {_advice(said, target, shutil.disk_usage(target.parent).free)}.",
+                    "\n".join(errors.splitlines()[-20:]),
+                )
+
+    @staticmethod
+    def _plain_environment(client: Client) -> dict[str, str]:
+        """Return the environment for pg_dump and pg_restore, which set their own session up."""
+        return {key: value for key, value in client.environment().items() if key != "PGOPTIONS"}
+
+    def contents(self, dump: Path, framework: str, *, integrity_check: bool) -> Contents:
+        """See :meth:`Engine.contents`: of the dump that this object has just made, from its snapshot."""
+        if integrity_check:
+            self.read_whole(dump)
+        if self.taken is None:
+            raise Problem(
+                f"What the dump {dump} holds is known from its manifest only: restore it to compare."
+            )
+        return self.taken._replace(
+            applied=self.rows.get(framework), integrity="full" if integrity_check else "none"
+        )
+
+    def read_whole(self, dump: Path) -> None:
+        """Read every byte of *dump* as a restore would: listing it passes a dump that was cut in half.
+
+        :raises Damaged: when it cannot be read to its end.
+        """
+        stages = [Stage([tool("pg_restore", "postgresql-client"), "--file=/dev/null"], {})]
+        if dump.name.endswith(".zst"):
+            stages.insert(0, Stage([tool("zstd", "zstd"), "--quiet", "--decompress", "--stdout"], {}))
+        with open(dump, "rb") as source:
+            done = pipeline(stages, source=source, timeout=LONGEST)
+        for stage, (code, errors) in zip(stages, done):
+            if code != 0:
+                raise Damaged(
+                    f"The dump {dump} cannot be read whole: {Path(stage.argv[0]).name} ended with {_exit(code)}: {first_error(errors)}; "
+                    "check the disk, and take the backup again.",
+                    "\n".join(errors.splitlines()[-20:]),
+                )
+
+    # Scratch databases
+
+    def is_live(self, path: str | os.PathLike[str]) -> bool:
+        """Return False: a directory of this host holds no database of a server."""
+        return False
+
+    def scratch(self, dump: Path | None, directory: Path, owner: tuple[int, int]) -> dict[str, str]:
+        """See :meth:`Engine.scratch`: a database of random name; the note in *directory* is there before it is."""
+        name = f"runbook_scratch_{secrets.token_hex(6)}"
+        found = {
+            "engine": self.name,
+            "name": name,
+            "host": self.client.host,
+            "port": str(self.client.port or ""),
+            "user": self.client.login.user,
+            "directory": str(directory),
+        }
+        directory.mkdir(mode=0o700)
+        write_json(directory / SCRATCH_NOTE, found, 0o600)
+        self.create(name)
+        self._require_other(name)
+        if dump is not None:
+            self.load(dump, name, faithful=False)
+        return found
+
+    def create(self, name: str) -> None:
+        """Make the empty database *name* with the owner, encoding and locale of the live one.
+
+        :raises Problem: when nobody of ours may do that.
+        """
+        if not self.has_admin and not may_create(self._rights()):
+            raise Problem(self._no_rights())
+        shape = self.client.rows(SHAPE.format(name=literal(self.client.name)))[0]
+        owner = "" if not self.has_admin else f" OWNER {identifier(shape['owner'])}"
+        self.maker.statements(
+            [
+                f"CREATE DATABASE {identifier(name)}{owner} TEMPLATE template0 ENCODING {literal(shape['encoding'])} "
+                f"LC_COLLATE {literal(shape['collate'])} LC_CTYPE {literal(shape['ctype'])}"
+            ],
+            self.lobby(),
+        )
+
+    def lobby(self) -> str:
+        """Return a database to be connected to while databases are made, renamed and removed."""
+        return "postgres"
+
+    def _require_other(self, name: str) -> None:
+        """Make sure that *name* is another database than the live one, on the same server.
+
+        :raises Problem: when it is not, or is not where the live one is.
+        """
+        query = "SELECT oid::text || ' ' || (SELECT system_identifier FROM pg_control_system()) FROM pg_database WHERE datname = current_database()"
+        here, live = (self.client.statements([query], each).strip() for each in (name, self.client.name))
+        if here == live or here.split()[-1] != live.split()[-1]:
+            raise Problem(
+                f"The scratch database {name} at {self.client.address()} is not a second database beside {self.client.name} (found "
+                f"{here}, the live one is {live}): a pooler may lead elsewhere; name the server itself in app_database."
+            )
+
+    def load(self, dump: Path, name: str, *, faithful: bool) -> None:
+        """Restore *dump* into the empty database *name*.
+
+        :param faithful: keep the owners and rights of the objects; otherwise all belongs to the application's role.
+        :raises Problem: at the first error.
+        """
+        client = self.maker if faithful else self.client
+        with contextlib.ExitStack() as stack:
+            path = self._unpacked(dump, client.login.os_user, stack)
+            listing = self._listing(path, name)
+            argv = [
+                tool("pg_restore", "postgresql-client"), *client.arguments(name), "--exit-on-error", f"--jobs={JOBS}",
+                f"--use-list={listing}",
+            ]  # fmt: skip
+            if not faithful or not self.has_admin:
+                argv += ["--no-owner", "--no-acl"]
+            environment = self._plain_environment(client)
+            # A trial that a crash of the server throws away is no loss; what is meant to stay is written as ever.
+            environment["PGOPTIONS"] = "-c synchronous_commit=" + ("on" if faithful else "off")
+            argv.append(str(path))
+            done = pipeline(
+                [Stage(argv, environment, client.login.os_user)], timeout=LONGEST, secrets=client.secrets
+            )[0]
+        if done[0] != 0:
+            said = first_error(done[1])
+            raise Problem(
+                f"The backup {dump.parent.name.lstrip('.')} could not be restored into the database {name} at {self.client.address()}: pg_restore ended with "
+                f"{_exit(done[0])}: {said.rstrip('.')}; the live database was not touched; {_advice(said)}.",
+                "\n".join(done[1].splitlines()[-20:]),
+            )
+
+    def _unpacked(self, dump: Path, user: str | None, stack: contextlib.ExitStack) -> Path:
+        """Return a file that pg_restore can seek in, as several jobs need it, of *user*, who runs it."""
+        # Not in backups/, which is closed to everybody else.
+        base = dump.parents[2] / "scratch"
+        base.mkdir(mode=0o711, exist_ok=True)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".restore-", dir=base)))
+        target = directory / PLAIN
+        with open(dump, "rb") as source, open(target, "wb") as writer:
+            os.fchmod(writer.fileno(), 0o600)
+            if dump.name.endswith(".zst"):
+                stages = [Stage([tool("zstd", "zstd"), "--quiet", "--decompress", "--stdout"], {})]
+                code, errors = pipeline(stages, source=source, target=writer, timeout=LONGEST)[0]
+                if code != 0:
+                    raise Damaged(
+                        f"The dump {dump} cannot be decompressed: zstd ended with {_exit(code)}: "
+                        f"{first_error(errors).rstrip('.')}; {_advice(errors, target)}."
+                    )
+            else:
+                shutil.copyfileobj(source, writer, 1 << 20)
+        owner = owner_of(user)
+        for path in (target, directory):
+            os.chown(path, *owner)
+        return target
+
+    def _listing(self, path: Path, name: str) -> Path:
+        """Write the list of what is to be restored beside *path*: all but the extensions, which are made here first."""
+        done = subprocess.run(
+            [tool("pg_restore", "postgresql-client"), "--list", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Damaged(
+                f"The dump {path.name} cannot be listed: {first_error(done.stderr)}; take the backup again."
+            )
+        lines = done.stdout.splitlines()
+        extensions = [
+            found.group(1) for line in lines if (found := re.match(r"^\d+; \S+ \S+ EXTENSION - (\S+)", line))
+        ]
+        wanted = [word for word in extensions if word != "plpgsql"]
+        for extension in wanted:
+            self.maker.statements(
+                [f"CREATE EXTENSION IF NOT EXISTS {identifier(extension)} SCHEMA public"], name
+            )
+        kept = [
+            line for line in lines if not re.match(r"^\d+; \S+ \S+ (EXTENSION|COMMENT - EXTENSION) ", line)
+        ]
+        listing = path.with_name(f"{path.name}.list")
+        listing.write_text("\n".join(kept) + "\n")
+        listing.chmod(0o644)
+        return listing
+
+    def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
+        """See :meth:`Engine.scratch_contents`."""
+        return self.database_contents(scratch["name"], framework)
+
+    def database_contents(self, name: str, framework: str) -> Contents:
+        """Return what the database *name* of this server holds."""
+        with self.client.session(name) as session:
+            return Contents(count_rows(session), read_applied(session, framework), "full", [])
+
+    def differences(self, scratch: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
+        """See :meth:`Engine.differences`: extensions, views, triggers, routines, indexes and constraints."""
+        return self.catalog_differences(scratch["name"], manifest)
+
+    def catalog_differences(self, name: str, manifest: Mapping[str, Any]) -> list[str]:
+        """Return in words how the definitions in the database *name* differ from those in *manifest*."""
+        with self.client.session(name) as session:
+            found = read_catalog(session)
+        wanted = manifest.get("catalog") or {}
+        result = [f"{what} is missing" for what in sorted(set(wanted) - set(found))]
+        result += [f"{what} was not there" for what in sorted(set(found) - set(wanted))]
+        return result + [
+            f"{what} is defined otherwise"
+            for what in sorted(set(found) & set(wanted))
+            if found[what] != wanted[what]
+        ]
+
+    def drop_scratch(self, scratch: Mapping[str, str]) -> None:
+        """See :meth:`Engine.drop_scratch`; only what has a name that we give is ever dropped."""
+        name = str(scratch.get("name") or "")
+        if not SCRATCH.match(name) or name == self.client.name:
+            raise Problem(
+                f"The note of a scratch database names {name!r}, which no trial restore made: nothing was dropped; see {scratch.get('directory')}."
+            )
+        self.drop(name)
+        if scratch.get("directory"):
+            shutil.rmtree(scratch["directory"], ignore_errors=True)
+
+    def drop(self, name: str) -> None:
+        """Remove the database *name*, whoever is connected to it."""
+        self.maker.statements(
+            [
+                f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = {literal(name)} AND pid <> pg_backend_pid()",
+                f"DROP DATABASE IF EXISTS {identifier(name)}",
+            ],
+            self.lobby(),
+        )
+
+
+def _exit(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+
+def _advice(said: str, target: Path | None = None, free: int | None = None) -> str:
+    if re.search(r"No space|write error|could not write|Disk quota|fsync", said):
+        place = f" of {target.parent}" if target else " of the server"
+        return f"make room on the disk{place}{f' ({free} bytes are free)' if free is not None else ''} and try again"
+    if "permission denied" in said or "must be" in said:
+        return "grant that right, or name a role that has it in app_database_admin"
+    if "canceling statement due to lock timeout" in said or "lock" in said:
+        return "another session holds a lock: end its transaction (see pg_stat_activity) and try again"
+    return "see the server's log, correct that and try again"
