@@ -242,7 +242,8 @@ class Postgresql(Engine):
     def dump(self, target: Path) -> dict[str, Any]:
         """See :meth:`Engine.dump`: the counts are those of the very snapshot that is dumped."""
         self.require_tools()
-        with self.client.session() as session:
+        # The administrator sees every row, whatever row security shows the application.
+        with self.maker.session() as session:
             snapshot = session.ask(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_export_snapshot()"
             ).strip()
@@ -264,15 +265,15 @@ class Postgresql(Engine):
     def _write(self, target: Path, snapshot: str) -> None:
         compress = target.name.endswith(".zst")
         dump = [
-            tool("pg_dump", "postgresql-client"), *self.client.arguments(), "--format=custom", f"--snapshot={snapshot}",
+            tool("pg_dump", "postgresql-client"), *self.maker.arguments(), "--format=custom", f"--snapshot={snapshot}",
             f"--lock-wait-timeout={LOCK_SECONDS}s", f"--compress={0 if compress else 6}",
         ]  # fmt: skip
-        stages = [Stage(dump, self._plain_environment(self.client), self.client.login.os_user)]
+        stages = [Stage(dump, self._plain_environment(self.maker), self.maker.login.os_user)]
         if compress:
             stages.append(Stage([tool("zstd", "zstd"), *ZSTD], {}))
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            done = pipeline(stages, target=handle, timeout=LONGEST, secrets=self.client.secrets)
+            done = pipeline(stages, target=handle, timeout=LONGEST, secrets=self.maker.secrets)
             if all(code == 0 for code, _errors in done):
                 os.fsync(handle)
         finally:

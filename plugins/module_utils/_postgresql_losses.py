@@ -66,7 +66,8 @@ def write_rows(session: Session, table: Table, columns: list[str], target: Binar
     # By a cursor, so that neither psql nor this process holds a large table in memory.
     session.ask("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     session.ask(
-        f"DECLARE found NO SCROLL CURSOR FOR SELECT {key} || ' ' || {row} FROM {table.place} t ORDER BY 1 COLLATE \"C\""
+        f"DECLARE found NO SCROLL CURSOR FOR SELECT {key} || ' ' || {row} FROM {table.place} t "
+        f'ORDER BY {key} COLLATE "C"'
     )
     while True:
         lines = session.ask("FETCH 50000 FROM found")
