@@ -18,6 +18,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -34,6 +35,8 @@ POOLER_TRIES = 3
 # SQLSTATE lock_not_available and deadlock_detected; ER_LOCK_WAIT_TIMEOUT and ER_LOCK_DEADLOCK.
 LOCK_STATES = ("55P03", "40P01")
 LOCK_NUMBERS = (1205, 1213)
+# Milliseconds between two looks of PostgreSQL whether its client is still there.
+CLIENT_CHECK = 1000
 # Sessions that are named in a message.
 SHOWN = 5
 
@@ -186,6 +189,10 @@ def limit_waiting(vendor: str, query: Query, seconds: float) -> None:
     """
     if vendor == "postgresql":
         query(f"SET lock_timeout = {max(1, round(seconds * 1000))}")
+        # A server whose client was ended in a statement would finish it, and hold its locks meanwhile. Before version
+        # 14 there is no such look, nor on systems other than Linux and its like.
+        with contextlib.suppress(Exception):
+            query(f"SET client_connection_check_interval = {CLIENT_CHECK}")
     elif vendor == "mysql":
         whole = max(1, round(seconds))
         query(f"SET SESSION lock_wait_timeout = {whole}")

@@ -267,7 +267,8 @@ def rows_now(agent: Agent, database: Mapping[str, Any] | None, framework: str) -
 
     A server that has just died may come back by itself, so it is asked for a while. None: they could not be read.
     """
-    for attempt in range(READ_ATTEMPTS):
+    is_file = bool(database) and database.get("engine") == "sqlite"
+    for attempt in range(1 if is_file else READ_ATTEMPTS):
         if attempt:
             time.sleep(READ_PAUSE)
         with contextlib.suppress(Problem):

@@ -427,6 +427,22 @@ def test_the_server_dies_during_a_migration(project: ServerProject, run: Run) ->
     assert columns(project) == {"id", "number", "note"}
 
 
+@POSTGRESQL
+@pytest.mark.usefixtures("before")
+def test_the_server_does_not_go_on_after_the_time_limit(project: ServerProject, run: Run) -> None:
+    if int(project.server.sql("SHOW server_version_num")[0][0]) < 140000:
+        pytest.skip("PostgreSQL looks after its client since version 14")
+    project.migration("0002_slow", "0001_initial", 'migrations.RunSQL("select pg_sleep(60)")', atomic=False)
+    found = run(state="applied", time_limit=3)
+    assert found["failed"]
+    assert "within 3 seconds" in found["msg"]
+    deadline = time.monotonic() + 5
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = 'active'"
+    while project.server.sql(statement) != [["0"]]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 # --- one app, one migration ---
 
 
