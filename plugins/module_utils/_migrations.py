@@ -198,6 +198,12 @@ def explain(
     """
     now = rows_now(agent, database, framework)
     running = progress.running
+    if running and now is not None:
+        key = [running["app"], running["name"]]
+        if (key in [list(row) for row in now]) == (verb == "applied"):
+            # Killed between the end of its transaction and the word about it.
+            progress.done.append({"app": key[0], "name": key[1], "seconds": None})
+            progress.running = running = None
     parts = []
     if running:
         parts.append(f"The migration {running['app']}.{running['name']} could not be {verb}")
@@ -212,7 +218,11 @@ def explain(
         parts.append(f"now applied: {describe_heads(now)}")
         progress.journal.update(heads_after=heads(now))
     if running and running.get("atomic"):
-        parts.append("its transaction was rolled back, so nothing of it remains")
+        parts.append(
+            "its transaction is rolled back unless it had just ended"
+            if now is None
+            else "its transaction was rolled back, so nothing of it remains"
+        )
     elif running and running.get("atomic") is False:
         parts.append(what_remains(progress))
     if progress.invalid_indexes:
