@@ -31,6 +31,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _agent_scratch,
     _agent_session,
     _agent_steps,
+    _agent_written,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._command import (
     base_environment,
@@ -76,6 +77,7 @@ AGENT_PARTS = (
     ("_runbook_migrate", _agent_migrate),
     ("_runbook_steps", _agent_steps),
     ("_runbook_apply", _agent_apply),
+    ("_runbook_written", _agent_written),
 )
 # Raised by the agent itself: their text is a sentence, and no traceback helps.
 REFUSALS = (

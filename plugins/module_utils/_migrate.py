@@ -368,16 +368,27 @@ def reverse(
     live: Mapping[str, Any] | None,
     limit: float,
     lock_timeout: float = 5.0,
+    consent: bool = False,
+    check_mode: bool = False,
 ) -> dict[str, Any]:
     """Unapply everything that is applied and not in *wanted*, with the code of the release *target*.
 
-    :return: ``{changed, applied, heads, reversed: [[app, name]], seconds: [{app, name, seconds}]}``.
-    :raises Problem: as :func:`apply`.
+    :param consent: whether what was written to what goes may be lost.
+    :param check_mode: count that, and change nothing.
+    :return: ``{changed, applied, heads, reversed: [[app, name]], lost, seconds: [{app, name, seconds}]}``.
+    :raises Problem: as :func:`apply`; for what would be lost without *consent*.
     """
     with agent_of(target, limit) as agent:
         started = agent.call("start", argv=["manage.py", "migrate"])
         check_database(target, started, live, agent.call("where"))
         before = agent.call("applied")["applied"]
+        lost = agent.call("written", target=wanted)
+        require_consent(lost, consent)
+        if check_mode:
+            known = {tuple(row) for row in wanted}
+            gone = [row for row in before if tuple(row) not in known]
+            facts = {"changed": bool(gone), "reversed": gone, "lost": lost, "seconds": []}
+            return {**facts, "applied": before, "heads": heads(before)}
         progress = Progress(journal, before)
         try:
             answer = agent.call("reverse", on_event=progress, target=wanted, lock_timeout=lock_timeout)
@@ -391,5 +402,28 @@ def reverse(
         "applied": after,
         "heads": heads(after),
         "reversed": answer["plan"],
+        "lost": lost,
         "seconds": progress.done,
     }
+
+
+def require_consent(lost: Mapping[str, Mapping[str, Any]], consent: bool) -> None:
+    """Refuse a reversal that would throw away what somebody wrote.
+
+    :param lost: the agent's answer to ``written``.
+    :raises Problem: listing it, and saying how to accept it.
+    """
+    if consent or not any(lost.values()):
+        return
+    parts = [f"{number} rows of {table}" for table, number in sorted(lost["tables"].items())]
+    parts += [f"{number} values of {column}" for column, number in sorted(lost["columns"].items())]
+    parts += [
+        f"what {name} holds (it cannot be counted: {why})" for name, why in sorted(lost["unknown"].items())
+    ]
+    more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
+    raise Problem(
+        f"Taking the migrations back would lose {', '.join(parts[:SHOWN])}{more}; nothing was reversed: accept that with "
+        "playbooks/rollback.yml -e rollback_consent=true (a copy of the database is kept among the backups), or leave the schema "
+        "as it is.",
+        lost={kind: dict(found) for kind, found in lost.items()},
+    )

@@ -23,9 +23,10 @@ author:
 attributes:
   check_mode:
     support: partial
-    description: The code of a release runs in check mode only on a scratch database.
+    description: New code runs in check mode only on a scratch database.
     details:
-      - Otherwise it is reported that migrations would be applied or reversed, without asking the new code which.
+      - Otherwise it is reported that migrations would be applied, without asking the new code which.
+      - With O(state=reversed) the release that has applied them says what would be reversed and lost.
   diff_mode:
     support: none
     description: The plan is returned as V(plan).
@@ -95,6 +96,12 @@ options:
       - An empty list is refused, because it would remove every table.
     type: list
     elements: list
+  consent:
+    description:
+      - Whether O(state=reversed) may throw away what was written to tables and columns that go. Without it rows of such tables, and
+        values of such columns other than those that the migration filled in, are counted, and nothing is reversed when there are any.
+    type: bool
+    default: false
   verified:
     description:
       - What was applied on the copy when O(state=verified) of the same release answered that it is C(inert). When O(plan) is empty and
@@ -240,6 +247,10 @@ reversed:
   type: list
   elements: list
   returned: when O(state=reversed)
+lost:
+  description: What the reversal throws away, or would in check mode. C(tables) with rows, C(columns) with values, C(unknown) with reasons.
+  type: dict
+  returned: when O(state=reversed), and on its refusal
 failed_migration:
   description: The migration that failed, as a pair of an app and a name, or null when it was none.
   type: list
@@ -340,8 +351,6 @@ def check_options(params: dict[str, Any], check_mode: bool) -> None:
 def without_running(params: dict[str, Any]) -> dict[str, Any]:
     """Return the answer of check mode for what would run on the live database."""
     answer: dict[str, Any] = {"applied": None, "heads": {}, "changed": False}
-    if params["state"] == "reversed":
-        return {**answer, "changed": True, "reversed": [], "seconds": []}
     answer["plan"] = None
     if params["state"] == "applied":
         # Without a plan nobody has asked yet whether anything is pending.
@@ -358,7 +367,7 @@ def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
     """Return the answer for an application without migrations."""
     answer: dict[str, Any] = {"changed": False, "applied": [], "heads": {}}
     if params["state"] == "reversed":
-        return {**answer, "reversed": [], "seconds": []}
+        return {**answer, "reversed": [], "lost": {}, "seconds": []}
     answer["plan"] = empty_plan()
     if params["state"] == "verified":
         answer.update(notes=[], inert=True)
@@ -368,7 +377,7 @@ def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(
-    params: dict[str, Any], target: Installed, journal: Journal, entry: dict[str, Any]
+    params: dict[str, Any], target: Installed, journal: Journal, entry: dict[str, Any], check_mode: bool
 ) -> dict[str, Any]:
     """Do what ``state`` asks for and return the module's answer; *entry* is the phase's result in the record."""
     state, limit = params["state"], float(params["time_limit"])
@@ -417,7 +426,10 @@ def work(
             live=params["live_database"],
             limit=limit,
             lock_timeout=params["lock_timeout"],
+            consent=params["consent"],
+            check_mode=check_mode,
         )
+        entry["lost"] = answer["lost"]
     entry["seconds"] = answer["seconds"]
     return answer
 
@@ -436,6 +448,7 @@ def main() -> None:
             "live_database": LIVE_DATABASE,
             "plan": {"type": "list", "elements": "raw"},
             "applied": {"type": "list", "elements": "list"},
+            "consent": {"type": "bool", "default": False},
             "verified": {"type": "list", "elements": "list"},
             "import_modules": {"type": "list", "elements": "str", "default": []},
             "initial_command": {"type": "list", "elements": "str", "default": []},
@@ -451,7 +464,7 @@ def main() -> None:
         check_options(params, module.check_mode)
         if params["framework"] == "none":
             answer = nothing_to_migrate(params)
-        elif module.check_mode and not params["database"]:
+        elif module.check_mode and not params["database"] and params["state"] != "reversed":
             answer = without_running(params)
         else:
             password = (params["live_database"] or {}).get("password")
@@ -462,7 +475,7 @@ def main() -> None:
                 )
                 stack.enter_context(journal)
                 entry = stack.enter_context(journal.phase(PHASES[params["state"]]))
-                answer = work(params, target, journal, entry)
+                answer = work(params, target, journal, entry, module.check_mode)
     except Problem as problem:
         module.fail_json(**problem.answer())
     except OSError as error:
