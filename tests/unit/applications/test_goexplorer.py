@@ -323,6 +323,23 @@ def test_irreversible(workshop: Workshop, database: Path) -> None:
     assert "IrreversibleError" in output
 
 
+def test_destructive(workshop: Workshop, database: Path) -> None:
+    """It applies, serves, and claims a way back, after which the references are gone."""
+    copy = copied(workshop, database, "destructive")
+    references = "SELECT count(*) FROM owner_agreements_owneragreement WHERE reference <> ''"
+    assert rows(copy, references) == [(3,)]
+    new = Installation(workshop, "destructive", copy)
+    output = new.manage(
+        "makemigrations --check --dry-run",
+        "migrate",
+        "create_demo_data",
+        "migrate owner_agreements 0004",
+    )
+    assert "Applying owner_agreements.0005_remove_owneragreement_reference... OK" in output
+    assert "Unapplying owner_agreements.0005_remove_owneragreement_reference... OK" in output
+    assert rows(copy, references) == [(0,)]
+
+
 def test_broken_dependency(workshop: Workshop) -> None:
     """The installer finds no such distribution."""
     uv = find_uv()

@@ -22,14 +22,27 @@ REGION = {
     "owner_agreements/models/signals.py",
     "owner_agreements/migrations/0005_agreementrisksignal_region.py",
 }
+WITHOUT_REFERENCE = {
+    "owner_agreements/admin.py",
+    "owner_agreements/management/commands/create_demo_data.py",
+    "owner_agreements/migrations/0005_remove_owneragreement_reference.py",
+    "owner_agreements/models/agreements.py",
+    "owner_agreements/templates/owner_agreements/owners.html",
+}
+HEALTH = {"owner_agreements/health.py"}
+# Those that are not built on v2.7.
+PARENTS = {"v2.7": "v2.6", "irreversible-broken": "irreversible", "destructive-broken": "destructive"}
 # What each tag changes against its parent, besides VERSION: a broken tag breaks one thing.
 CHANGES = {
     "v2.8": {"goexplorer/templates/404.html", "owner_agreements/static/owner_agreements/site.css"},
     "broken-migration": REGION | {"owner_agreements/migrations/0006_regional_review.py"},
     "broken-migration-partial": REGION | {"owner_agreements/migrations/0006_regional_review.py"},
     "irreversible": REGION,
+    "destructive": WITHOUT_REFERENCE,
+    "irreversible-broken": HEALTH,
+    "destructive-broken": HEALTH,
     "broken-boot": {"goexplorer/wsgi.py"},
-    "broken-health": {"owner_agreements/health.py"},
+    "broken-health": HEALTH,
     "crash-later": {"goexplorer/wsgi.py"},
     "slow": {"goexplorer/middleware.py"},
     "broken-dependency": {"requirements.txt"},
@@ -78,7 +91,7 @@ def test_tags_dates_and_parents(repository: Path) -> None:
     tags = set(git(repository, "tag", "--list").split())
     assert tags == set(CHANGES) | {"v2.6", "v2.7"}
     for tag in tags - {"v2.6"}:
-        parent = "v2.6" if tag == "v2.7" else "v2.7"
+        parent = PARENTS.get(tag, "v2.7")
         assert git(repository, "rev-parse", f"{tag}^") == git(repository, "rev-parse", f"{parent}^{{commit}}")
     assert git(repository, "rev-parse", "HEAD") == git(repository, "rev-parse", "v2.7^{commit}")
     assert git(repository, "cat-file", "-t", "v2.7").strip() == "tag"
@@ -91,7 +104,7 @@ def test_tags_dates_and_parents(repository: Path) -> None:
 @pytest.mark.parametrize("tag", sorted(CHANGES))
 def test_a_tag_changes_what_it_names_and_nothing_else(repository: Path, tag: str) -> None:
     """So that a deployment of it fails for one reason."""
-    changed = set(git(repository, "diff", "--name-only", "v2.7", tag).split())
+    changed = set(git(repository, "diff", "--name-only", PARENTS.get(tag, "v2.7"), tag).split())
     assert changed == CHANGES[tag] | {"VERSION"}
     assert git(repository, "show", f"{tag}:VERSION") == f"{tag}\n"
 
