@@ -101,6 +101,10 @@ class Engine:
         """Return where the database is, for messages and manifests; without a password."""
         raise NotImplementedError
 
+    def identity(self) -> dict[str, str]:
+        """Return ``{server, oid}`` as the server says of itself, by which two ways to it are compared; {} for a file."""
+        return {}
+
     def exists(self) -> bool:
         """Return whether there is a database with anything in it."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._agent import AgentProblem
 from ansible_collections.runbook.deploy.plugins.module_utils._application import Installed
-from ansible_collections.runbook.deploy.plugins.module_utils._database import heads
+from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of, heads
 from ansible_collections.runbook.deploy.plugins.module_utils._migrations import (
     Progress,
     agent_of,
@@ -38,14 +38,15 @@ def check_database(
     target: Installed,
     started: Mapping[str, Any],
     live: Mapping[str, Any] | None,
-    place: Mapping[str, str] | None,
+    place: Mapping[str, str],
+    scratch: bool,
 ) -> None:
     """See that the settings use the database that is backed up.
 
     :param started: the agent's answer to ``start``: ``vendor``, and in ``database`` what the settings say of the default
         connection, ``{engine, name, host, port}``.
     :param live: ``app_database``.
-    :param place: the agent's answer to ``where`` on the live database; None where it is on a scratch.
+    :param place: the agent's answer to ``where``; :param scratch: whether it is on a scratch beside the live database.
     :raises Problem: when they are two databases.
     """
     if not live or not live.get("engine"):
@@ -57,12 +58,10 @@ def check_database(
         ) == os.path.realpath(live.get("path") or "")
         named, described = f"app_database.path is {live.get('path')!r}", repr(settings["name"])
     else:
-        name = place["name"] if place else settings["name"]
-        same = (
-            started["vendor"] == live["engine"]
-            and name in (live.get("name"), "")
-            and same_server(live["engine"], settings, live)
-        )
+        name = settings["name"] if scratch else place["name"]
+        same = started["vendor"] == live["engine"] and name in (live.get("name"), "")
+        if same and not same_server(live["engine"], settings, live):
+            same = proved_by_identity(engine_of(live, None, target.user).identity(), place, scratch)
         named = f"app_database is the {live['engine']} database {live.get('name')!r} on {server_text(live)}"
         described = f"{name!r} on {server_text(settings)}"
     if not same:
@@ -70,6 +69,17 @@ def check_database(
             f"{named}, but the settings of the release use {settings['engine']} with {described}: another database "
             "would be migrated than is backed up; make app_environment or app_database agree."
         )
+
+
+def proved_by_identity(live: Mapping[str, str], place: Mapping[str, str], scratch: bool) -> bool:
+    """Return whether two ways lead to the same database, by what the server says of itself on each of them.
+
+    :param live: the engine's answer on app_database; :param place: the agent's; both ``{server, oid}``, "" for not known.
+    :param scratch: *place* is another database of the server, so that the server alone is compared.
+    """
+    if not live.get("server") or live["server"] != place.get("server"):
+        return False
+    return scratch or live.get("oid", "") == place.get("oid", "")
 
 
 def server_text(database: Mapping[str, Any]) -> str:
@@ -137,7 +147,7 @@ def verify(
     """
     with agent_of(target, limit) as agent:
         started = agent.call("start", argv=["manage.py", "check"], database=scratch_of(scratch, live))
-        check_database(target, started, live, None)
+        check_database(target, started, live, agent.call("where"), bool(scratch))
         found: dict[str, Any] = {"checks": [], "deploy": [], "missing": [], "imports": []}
         if checks:
             found = agent.call("verify", import_modules=list(import_modules), release=str(target.path))
@@ -198,7 +208,7 @@ def scratch_of(
                 "database_backup returned."
             )
         for member in ("host", "port"):
-            if scratch.get(member) and scratch.get(member) != live.get(member):
+            if scratch.get(member) and str(scratch[member]) != str(live.get(member) or ""):
                 found[member] = str(scratch[member])
         if scratch.get("identity"):
             found["identity"] = dict(scratch["identity"])
@@ -327,7 +337,7 @@ def apply(
     """
     with agent_of(target, limit) as agent:
         started = agent.call("start", argv=["manage.py", "migrate"])
-        check_database(target, started, live, agent.call("where"))
+        check_database(target, started, live, agent.call("where"), False)
         state = agent.call("state", app=app, target=stop_at)
         before = state["applied"]
         remember_before(target, journal, before)
@@ -344,7 +354,9 @@ def apply(
             )
         except AgentProblem as problem:
             live_now = live_of(target, started["database"], live)
-            raise explain(agent, live_now, "django", before, progress, problem, "applied") from problem
+            raise explain(
+                agent, live_now, "django", before, progress, problem, "applied", target.user
+            ) from problem
     after = answer["applied"]
     journal.update(heads_after=heads(after))
     if initial:
@@ -380,7 +392,7 @@ def reverse(
     """
     with agent_of(target, limit) as agent:
         started = agent.call("start", argv=["manage.py", "migrate"])
-        check_database(target, started, live, agent.call("where"))
+        check_database(target, started, live, agent.call("where"), False)
         before = agent.call("applied")["applied"]
         lost = agent.call("written", target=wanted)
         require_consent(lost, consent)
@@ -394,7 +406,9 @@ def reverse(
             answer = agent.call("reverse", on_event=progress, target=wanted, lock_timeout=lock_timeout)
         except AgentProblem as problem:
             live_now = live_of(target, started["database"], live)
-            raise explain(agent, live_now, "django", before, progress, problem, "reversed") from problem
+            raise explain(
+                agent, live_now, "django", before, progress, problem, "reversed", target.user
+            ) from problem
     after = answer["applied"]
     journal.update(heads_after=heads(after))
     return {

@@ -94,7 +94,7 @@ def nothing_pending(
         return None
     if initial_command and target.layout.initial_command.exists():
         return None
-    rows = applied_in(live, framework)
+    rows = applied_in(live, framework, None, target.user)
     if rows is None or [list(row) for row in rows] != [list(row) for row in verified]:
         return None
     remember_before(target, journal, rows)
@@ -190,13 +190,15 @@ def explain(
     progress: Progress,
     problem: AgentProblem,
     verb: str,
+    user: str | None = None,
 ) -> Problem:
     """Return the problem for migrations that stopped half way: what is applied now is read, not assumed.
 
     :param database: ``app_database`` of the live database, by which it is read when the process is gone.
     :param framework: as :func:`_database.applied` takes it; :param verb: ``applied`` or ``reversed``.
+    :param user: the application's user, as whom *database* is read.
     """
-    now = rows_now(agent, database, framework)
+    now = rows_now(agent, database, framework, user)
     running = progress.running
     if running and now is not None:
         key = [running["app"], running["name"]]
@@ -272,7 +274,9 @@ def what_remains(progress: Progress) -> str:
     return f"{begun}{inside}; complete or undo these by hand, or restore the backup, before it is tried again"
 
 
-def rows_now(agent: Agent, database: Mapping[str, Any] | None, framework: str) -> list[list[str]] | None:
+def rows_now(
+    agent: Agent, database: Mapping[str, Any] | None, framework: str, user: str | None = None
+) -> list[list[str]] | None:
     """Return the rows that are applied now, by the process if it still answers, else by a look into *database*.
 
     A server that has just died may come back by itself, so it is asked for a while. None: they could not be read.
@@ -286,7 +290,7 @@ def rows_now(agent: Agent, database: Mapping[str, Any] | None, framework: str) -
                 return agent.call("applied")["applied"]
         with contextlib.suppress(Problem):
             if database and database.get("engine"):
-                return applied_in(database, framework) or []
+                return applied_in(database, framework, None, user) or []
         if agent.finished and not (database and database.get("engine")):
             break
     return None

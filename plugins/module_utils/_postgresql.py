@@ -176,6 +176,14 @@ class Postgresql(Engine):
         """See :meth:`Engine.place`."""
         return f"{self.client.name} at {self.client.address()}"
 
+    def identity(self) -> dict[str, str]:
+        """See :meth:`Engine.identity`: the cluster's system identifier, and the number of the database in it."""
+        row = self.client.rows(
+            "SELECT oid::text AS oid, (SELECT system_identifier FROM pg_control_system())::text AS server "
+            "FROM pg_database WHERE datname = current_database()"
+        )[0]
+        return {"server": row["server"], "oid": row["oid"]}
+
     def exists(self) -> bool:
         """Return whether the database holds a table of users."""
         return bool(self.client.rows(f"{TABLES} LIMIT 1"))

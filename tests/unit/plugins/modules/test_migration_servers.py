@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -102,6 +104,34 @@ def columns(project: ServerProject, database: str = "shop") -> set[str]:
         f"AND table_schema IN ('public', '{database}')"
     )
     return {row[0] for row in project.server.sql(statement, database)}
+
+
+class Relay:
+    """Another address of the server: what comes in is passed on."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self.port = port
+        self.listener = socket.create_server((address, port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _address = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.port))
+                for one, other in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pass(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := one.recv(65536):
+                other.sendall(chunk)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """End it."""
+        self.listener.close()
 
 
 # --- the good way ---
@@ -215,6 +245,27 @@ def test_settings_of_another_database(project: ServerProject, run: Run) -> None:
     assert found["failed"]
     assert "another database would be migrated than is backed up" in found["msg"]
     assert columns(project, project.server.scratch) == set()
+
+
+@POSTGRESQL
+@pytest.mark.usefixtures("before")
+def test_another_way_to_the_same_server_is_proved(project: ServerProject, run: Run) -> None:
+    # The host's own name is no address of the loopback interface, as one can read; the server says that it is the same.
+    live = {**project.server.database, "host": "127.0.0.2", "password": PASSWORD}
+    project.configure(HOST="127.0.0.1")
+    relay = Relay("127.0.0.2", project.server.port)
+    try:
+        assert not run(state="applied", live_database=live)["failed"]
+        assert not run(state="verified", database=project.scratch_database, live_database=live)["failed"]
+        project.server.sql("CREATE DATABASE twin OWNER app TEMPLATE template0")
+        project.configure(NAME="twin")
+        found = run(state="applied", live_database={**live, "name": "twin"})
+        assert not found["failed"], found
+        found = run(state="applied", live_database=live)
+        assert "another database would be migrated" in found["msg"]
+    finally:
+        relay.close()
+        project.server.sql("DROP DATABASE IF EXISTS twin WITH (FORCE)")
 
 
 @BOTH
