@@ -17,10 +17,11 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible_collections.runbook.deploy.plugins.module_utils._command import identity
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     Layout,
     open_regular,
@@ -34,6 +35,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 
 # What the manifest of a STATIC_ROOT outside the release said before this release collected there.
 SAVED_MANIFEST = ".staticfiles-before.json"
+# What it said when this release had collected: it is put there again when this release serves again.
+OWN_MANIFEST = ".staticfiles-own.json"
 # A content hash in a name: 12 digits in Django (HashedFilesMixin.file_hash), 8 and more in what bundlers make.
 HASHED = re.compile(r"[.-][0-9a-f]{8,64}\.")
 # link(2): another file system, no hard links there, too many of them, somebody else's file.
@@ -91,60 +94,118 @@ def save_manifest(release: Path, place: Path, manifest: str) -> bool:
 
     The first attempt counts: a second one would save the new release's own.
     """
-    saved = release / SAVED_MANIFEST
-    if saved.exists() or not manifest:
+    if not manifest or (release / SAVED_MANIFEST).exists():
         return False
-    document: dict[str, Any] = {"static_root": str(place), "manifest": manifest, "content": None}
-    try:
-        handle = open_regular(place / manifest)
-    except FileNotFoundError:
-        pass
-    else:
-        with open(handle, encoding="utf-8") as stream:
-            found = os.fstat(handle)
-            document.update(
-                content=stream.read(), uid=found.st_uid, gid=found.st_gid, mode=stat.S_IMODE(found.st_mode)
-            )
-    with opened(release):
-        write_json(saved, document, 0o644)
+    _keep(release, SAVED_MANIFEST, place, manifest)
     return True
 
 
-def restore_manifest(release: Path) -> bool:
+def keep_manifest(release: Path, place: Path, manifest: str) -> None:
+    """Keep in *release* what the manifest in *place* says now that this release has collected there."""
+    if manifest:
+        _keep(release, OWN_MANIFEST, place, manifest)
+
+
+def _keep(release: Path, name: str, place: Path, manifest: str) -> None:
+    document: dict[str, Any] = {
+        "static_root": str(place),
+        "manifest": manifest,
+        "content": None,
+        "mode": 0o644,
+    }
+    with contextlib.suppress(FileNotFoundError):
+        handle = open_regular(place / manifest)
+        with open(handle, encoding="utf-8") as stream:
+            document.update(content=stream.read(), mode=stat.S_IMODE(os.fstat(handle).st_mode))
+    with opened(release):
+        write_json(release / name, document, 0o644)
+
+
+def restore_manifest(release: Path, user: str | None = None) -> bool:
     """Put the manifest back that was there before *release* collected; return whether anything was to be done.
 
-    For a rollback that leaves *release*: the processes of the earlier release read the manifest when they start.
-
+    :param user: the application's, who collects, and as whom it is written.
     :raises Problem: when what was saved cannot be read or written back.
     """
+    return _put(release / SAVED_MANIFEST, user)
+
+
+def put_manifest(release: Path, user: str | None = None) -> bool:
+    """Put the manifest back that *release* had collected, as :func:`restore_manifest`.
+
+    The processes of a release read the manifest when they start; collecting again would be another release's code.
+    """
+    return _put(release / OWN_MANIFEST, user)
+
+
+def bring_manifest(layout: Layout, release: str | None, user: str | None) -> str:
+    """Give *release*, or for None the adopted installation, the manifest that it had, before it is started again.
+
+    :return: what is wrong, in a sentence: a release that starts without it is for its health checks to judge.
+    """
     try:
-        saved = read_json(release / SAVED_MANIFEST)
+        if release is not None:
+            put_manifest(layout.release(release), user)
+        else:
+            # The first release that collected there found the adopted installation's.
+            saved = list(layout.releases.glob(f"*/{SAVED_MANIFEST}"))
+            if saved:
+                restore_manifest(min(saved, key=lambda path: path.stat().st_mtime_ns).parent, user)
+    except Problem as problem:
+        return problem.message
+    except OSError as error:
+        return f"The manifest of the static files could not be put back: {error}."
+    return ""
+
+
+def _put(kept: Path, user: str | None) -> bool:
+    try:
+        saved = read_json(kept)
     except ValueError as error:
         raise Problem(
-            f"{str(release / SAVED_MANIFEST)!r} cannot be read ({error}): put the manifest of the static files back by "
+            f"{str(kept)!r} cannot be read ({error}): put the manifest of the static files back by "
             "running collectstatic of the release that is to serve."
         ) from error
     if not saved:
         return False
     path = Path(saved["static_root"]) / saved["manifest"]
     try:
-        present = read_regular(path)
-    except FileNotFoundError:
-        present = None
-    if present == saved["content"]:
-        return False
-    try:
-        if saved["content"] is None:
-            path.unlink()
-        else:
-            owner = (saved["uid"], saved["gid"]) if os.geteuid() == 0 else (-1, -1)
-            write_atomic(path, saved["content"], saved["mode"], *owner)
+        with acting_as(user):
+            try:
+                present = read_regular(path)
+            except FileNotFoundError:
+                present = None
+            if present == saved["content"]:
+                return False
+            if saved["content"] is None:
+                path.unlink()
+            else:
+                write_atomic(path, saved["content"], saved["mode"])
     except OSError as error:
         raise Problem(
             f"The manifest {str(path)!r} of the static files cannot be put back: {error.strerror}; see that the user of "
-            "this task may write there."
+            "the application may write there."
         ) from error
     return True
+
+
+@contextlib.contextmanager
+def acting_as(user: str | None) -> Iterator[None]:
+    """Let root open and write files with the rights of *user* only: its directories are in that user's hands."""
+    found = identity(user)
+    if not found:
+        yield
+        return
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    os.setgroups(found["extra_groups"])
+    os.setegid(found["group"])
+    os.seteuid(found["user"])
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 # --- publish ---

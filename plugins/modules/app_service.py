@@ -310,6 +310,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._live import Switch
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 from ansible_collections.runbook.deploy.plugins.module_utils._service import Member, Settings
+from ansible_collections.runbook.deploy.plugins.module_utils._static import bring_manifest
 
 
 def settings_of(layout: Layout, options: Mapping[str, Any]) -> Settings:
@@ -349,11 +350,14 @@ def bring_live(
         settings.host = instance.document.get("host_header") or None
         settings.headers = dict(instance.document.get("headers") or {})
     secrets = instance.secrets if instance else []
+    wrong = ""
+    if not check_mode and not fresh:
+        wrong = bring_manifest(layout, instance.release if instance else None, settings.user)
     with open_journal(layout.root, options["record"] or None, check_mode, secrets) as journal:
         switch = Switch(settings, journal, instance, checks, fresh)
         before = f"{switch.live_release or 'nothing'} ({switch.live or 'no deployment'})\n"
         if switch.is_live():
-            return {**switch.answer(), "changed": False}
+            return {**switch.answer(), "changed": False, "warnings": [wrong] if wrong else []}
         answer: dict[str, Any]
         if check_mode:
             answer = switch.answer()
@@ -366,6 +370,7 @@ def bring_live(
                 )
         live = answer["live"]
         after = f"{live['release'] or 'the adopted installation'} ({live['deployment']})\n"
+        answer["warnings"] = [wrong] if wrong else []
         return {**answer, "changed": True, "diff": {"before": before, "after": after}}
 
 

@@ -123,9 +123,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._record import open
 from ansible_collections.runbook.deploy.plugins.module_utils._static import (
     complete,
     hashed_names,
+    keep_manifest,
     place_of,
     prepare,
     publish,
+    put_manifest,
     save_manifest,
 )
 
@@ -177,6 +179,8 @@ class Work:
             self.commands("app_collectstatic_commands_after", after)
         self.publish()
         read_only = Borrower(target.user).same
+        if self.facts["static_root"] and not self.facts["own"]:
+            keep_manifest(target.path, Path(self.facts["static_root"]), self.facts["manifest"])
         complete(target.path, self.facts, read_only=read_only)
         self.answer["changed"] = True
 
@@ -266,8 +270,11 @@ class Work:
         self.facts.update(facts)
         if self.facts["own"]:
             self.publish()
+        else:
+            # Another release may have collected there since.
+            self.answer["changed"] = put_manifest(self.target.path, self.target.user)
         self.answer["static_root"] = self.facts["static_root"]
-        self.answer["changed"] = self.answer["published"] > 0
+        self.answer["changed"] = self.answer["changed"] or self.answer["published"] > 0
 
 
 def main() -> None:

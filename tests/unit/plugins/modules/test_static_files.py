@@ -17,7 +17,13 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.runbook.deploy.plugins.module_utils._static import SAVED_MANIFEST, restore_manifest
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._static import (
+    SAVED_MANIFEST,
+    acting_as,
+    bring_manifest,
+    restore_manifest,
+)
 from ansible_collections.runbook.deploy.plugins.modules.static_files import main
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_project import (
     SECRET,
@@ -246,9 +252,55 @@ def test_a_static_root_of_all_releases_gets_its_manifest_back(project: DjangoPro
     (project.release / ".complete").unlink()
     run()
     assert json.loads((project.release / SAVED_MANIFEST).read_text())["content"] == old
+    own = (elsewhere / "staticfiles.json").read_text()
     assert restore_manifest(project.release) is True
     assert (elsewhere / "staticfiles.json").read_text() == old
     assert restore_manifest(project.release) is False
+    # Deployed again, complete as it is: its own comes back, without collecting.
+    again = run()
+    assert (again["copied"], again["changed"]) == (0, True)
+    assert (elsewhere / "staticfiles.json").read_text() == own
+    assert run()["changed"] is False
+
+
+def test_a_release_that_is_started_again_gets_its_manifest(
+    project: DjangoProject, run: Run, tmp_path: Path
+) -> None:
+    elsewhere = project.root.parent / "www"
+    elsewhere.mkdir()
+    live = elsewhere / "staticfiles.json"
+    adopted = '{"paths": {}, "version": "1.1", "hash": "adopted"}'
+    live.write_text(adopted)
+    project.append_settings(f"STATIC_ROOT = {str(elsewhere)!r}\n")
+    assert not run()["failed"]
+    layout, own = Layout(project.root), live.read_text()
+    live.write_text("a later release's")
+    assert bring_manifest(layout, project.name, None) == ""
+    assert live.read_text() == own
+    assert bring_manifest(layout, None, None) == ""
+    assert live.read_text() == adopted
+    assert bring_manifest(layout, "ffffffffffff-00000000", None) == "", "one that collected nowhere else"
+    # In hands that are not ours: neither a link is followed nor a FIFO waited for.
+    other = tmp_path / "other"
+    other.write_text("not to be touched")
+    live.unlink()
+    live.symlink_to(other)
+    bring_manifest(layout, project.name, None)
+    assert other.read_text() == "not to be touched"
+    live.unlink()
+    os.mkfifo(live)
+    assert "regular" in bring_manifest(layout, project.name, None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_root_writes_a_manifest_with_the_rights_of_the_application(tmp_path: Path) -> None:
+    entry = pwd.getpwnam(OTHER_USER)
+    with acting_as(OTHER_USER):
+        assert (os.geteuid(), os.getegid()) == (entry.pw_uid, entry.pw_gid)
+        assert 0 not in os.getgroups()
+        with pytest.raises(PermissionError):
+            Path("/etc/shadow").read_text()
+    assert (os.geteuid(), os.getegid()) == (0, 0)
 
 
 def test_a_link_to_a_secret_is_not_published(project: DjangoProject, run: Run) -> None:
