@@ -181,7 +181,7 @@ def first_error(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     for line in lines:
         if "ERROR:" in line or "FATAL:" in line or "error:" in line:
-            return re.sub(r"^.*?(?:ERROR|FATAL|error):\s+(?:(?:ERROR|FATAL):\s+)?", "", line)
+            return re.sub(r"^.*(?:ERROR|FATAL):\s+|^.*?error:\s+", "", line)
     return lines[-1] if lines else "no reason was given"
 
 
