@@ -318,6 +318,28 @@ def test_another_migration_at_the_same_time(
 
 @BOTH
 @pytest.mark.usefixtures("before")
+def test_a_migration_that_closes_the_connection(project: ServerProject, run: Run) -> None:
+    if project.server.engine == "postgresql":
+        limit, wanted = 'cursor.execute("SHOW lock_timeout")', "2s"
+    else:
+        limit, wanted = 'cursor.execute("SELECT @@lock_wait_timeout")', "2"
+    code = (
+        "def close(apps, editor):\n    editor.connection.close()\n    with editor.connection.cursor() as cursor:\n"
+        f"        {limit}\n        found = str(cursor.fetchone()[0])\n        assert found == {wanted!r}, found\n\n\n"
+    )
+    project.migration("0002_close", "0001_initial", "migrations.RunPython(close)", code=code, atomic=False)
+    project.migration("0003_note", "0002_close", ADD)
+    found = run(state="applied", lock_timeout=2)
+    assert found["failed"]
+    # The limits are there again; the lock is not, and somebody else may have it.
+    assert "lost the lock of the migrations" in found["msg"]
+    assert found["heads"]["orders"] == ["0002_close"]
+    assert columns(project) == {"id", "number"}
+    assert not run(state="applied")["failed"]
+
+
+@BOTH
+@pytest.mark.usefixtures("before")
 def test_a_lock_that_is_not_given(project: ServerProject, run: Run) -> None:
     project.migration("0002_note", "0001_initial", ADD)
     other = project.server.connect()
