@@ -65,8 +65,11 @@ molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for 
 	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
 	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards)
 
-.PHONY: test-guards
-test-guards: ## refusals, lost hosts, killed runs, sources and adoption, on two hosts; longer than CI has time for
+.PHONY: guards test-guards
+guards: ## the scenario guards in short: a refusal, a lost host, a killed run, an archive, an adoption, on two hosts
+	RUNBOOK_GUARDS=short $(MAKE) molecule SCENARIO=guards
+
+test-guards: ## all of it: refusals, lost hosts, killed runs, sources and adoption; longer than CI has time for
 	$(MAKE) molecule SCENARIO=guards
 
 .PHONY: test

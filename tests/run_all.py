@@ -47,6 +47,7 @@ STEPS = (
     Step("sanity", "sanity/*.xml"),
     Step("build"),
     Step("molecule", "molecule-*.xml", itself=True),
+    Step("guards", "molecule-guards.xml", itself=True),
 )
 
 

@@ -292,23 +292,23 @@ class Site:
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
         return {**kept, "PATH": path, "ANSIBLE_SSH_ARGS": SSH, "ANSIBLE_NOCOLOR": "1"}
 
-    def start(self, command: list[str]) -> subprocess.Popen:
+    def start(self, command: list[str], **environment: str) -> subprocess.Popen:
         """Start a command line of the operator; its output goes to ``self.output``."""
         with self.output.open("wb") as output:
             return subprocess.Popen(
                 command,
                 cwd=PROJECT,
-                env=self.environment(),
+                env={**self.environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
 
-    def run(self, command: list[str]) -> Run:
+    def run(self, command: list[str], **environment: str) -> Run:
         """Run a command line of the operator to its end."""
         begun = time.monotonic()
-        running = self.start(command)
+        running = self.start(command, **environment)
         try:
             code = running.wait(RUN_SECONDS)
         except subprocess.TimeoutExpired:

@@ -10,7 +10,7 @@ import subprocess
 from typing import Any, NamedTuple
 
 import pytest
-from site_tools import REPOSITORY, ROOT, Site
+from site_tools import PROJECT, REPOSITORY, ROOT, Site
 
 ARCHIVE = "/nowhere/goexplorer.tar"
 
@@ -91,7 +91,17 @@ def assert_refused(site: Site, run, before, says) -> None:
     assert all("unknown" not in line for line in run.end.splitlines()), run.end
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+# Two that are seen on the controller, one that is seen on a host.
+IN_SHORT = ("version", "limit", "a file for each host")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.short] if case.name in IN_SHORT else [])
+        for case in CASES
+    ],
+)
 def test_bad_input_is_refused(site, tmp_path, case):
     before = trees(site)
     run = Site(tmp_path, **case.changes).play("deploy", *case.words, **case.extra)
@@ -163,3 +173,25 @@ def test_a_check_of_a_rollback_shows_the_decision_and_changes_nothing(site):
     assert "decision  code" in run.end
     assert "owner_agreements.0004_adminnote" in run.end
     assert site.answer() == ["v2.7", "v2.7"]
+
+
+@pytest.mark.short
+def test_module_executions_are_what_a_deployment_costs(site, tmp_path):
+    """At most 10 on the primary and 6 on another host; with nothing to do at most 4 on each."""
+    counted = tmp_path / "executions"
+    environment = {
+        "ANSIBLE_CALLBACK_PLUGINS": str(PROJECT / "tests" / "callbacks"),
+        "ANSIBLE_CALLBACKS_ENABLED": "executions",
+        "RUNBOOK_EXECUTIONS": str(counted),
+    }
+    for most in ({"guard1": 10, "guard2": 6}, {"guard1": 4, "guard2": 4}):
+        counted.write_text("")
+        run = site.run(site.command("deploy", version="v2.8"), **environment)
+        assert run.rc == 0, run.output[-4000:]
+        assert site.answer() == ["v2.8", "v2.8"]
+        lines = [line.split() for line in counted.read_text().splitlines()]
+        found = {name: [module for where, module in lines if where == name] for name in most}
+        print(found)
+        for name, modules in found.items():
+            # None at all would be a callback that sees nothing.
+            assert 1 <= len(modules) <= most[name], found

@@ -93,7 +93,17 @@ def assert_whole(site: Site, version: str) -> str:
     return run.end
 
 
-@pytest.mark.parametrize("loss", CHOSEN, ids=[f"{loss.phase}-{loss.lost}" for loss in CHOSEN])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(
+            loss,
+            id=f"{loss.phase}-{loss.lost}",
+            marks=[pytest.mark.short] if (loss.phase, loss.lost) == ("restart", "guard2") else [],
+        )
+        for loss in CHOSEN
+    ],
+)
 def test_a_host_is_lost(site, written, loss):
     lost, other = host(loss.lost), host(loss.other)
     site.members[0].sh(f": > {LOG}")

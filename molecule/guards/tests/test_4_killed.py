@@ -39,7 +39,7 @@ def wait_for_modules(site) -> None:
     ("phase", "on", "playbook", "after"),
     [
         ("release", "guard1", "deploy", "v2.7"),
-        ("restart", "guard2", "rollback", "v2.6"),
+        pytest.param("restart", "guard2", "rollback", "v2.6", marks=pytest.mark.short),
     ],
 )
 def test_the_controller_is_killed(site, phase, on, playbook, after):

@@ -30,6 +30,7 @@ def without_git(empty) -> Iterator[None]:
             member.sh("mv /usr/bin/git.hidden /usr/bin/git")
 
 
+@pytest.mark.short
 def test_an_archive_is_deployed_to_hosts_without_git(empty, without_git, tmp_path):
     path = tmp_path / "goexplorer.tar"
     subprocess.run(["git", "-C", REPOSITORY, "archive", "-o", path, "v2.6"], check=True)

@@ -93,7 +93,10 @@ def remove_by_hand() -> None:
     )
 
 
-@pytest.fixture(scope="module", params=sorted(WAYS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(way, marks=[pytest.mark.short] if way == "socket" else []) for way in sorted(WAYS)],
+)
 def adopted(empty, tmp_path_factory, request) -> Iterator[Site]:
     """An installation by hand that serves, and an inventory that describes it."""
     empty.forget()
