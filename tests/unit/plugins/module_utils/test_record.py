@@ -367,6 +367,6 @@ def test_what_a_rollback_left_applied_is_known_later() -> None:
         planned(D2, R2, "0002", undone_by=D4),
         planned(D1, R1, "0001"),
         # A first deployment that failed: what it applied is for the next attempt, not for an older version.
-        planned(D0, R1, "0000", verdict="abandoned", decision=abandon),
+        planned(D0, R1, "0000", verdict="rolled_back", decision=abandon),
     ]
     assert records.left_behind(listed) == {("shop", "0004"), ("shop", "0002")}

@@ -22,6 +22,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._static import (
     SAVED_MANIFEST,
     acting_as,
     bring_manifest,
+    keep_manifest,
     restore_manifest,
 )
 from ansible_collections.runbook.deploy.plugins.modules.static_files import main
@@ -301,6 +302,27 @@ def test_root_writes_a_manifest_with_the_rights_of_the_application(tmp_path: Pat
         with pytest.raises(PermissionError):
             Path("/etc/shadow").read_text()
     assert (os.geteuid(), os.getegid()) == (0, 0)
+    # Where the user may go; pytest's own directories are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        place, layout = Path(name) / "www", Layout(Path(name) / "srv")
+        release = layout.release("0123456789ab-01234567")
+        for path in (place, release):
+            path.mkdir(parents=True)
+        os.chmod(name, 0o755)
+        os.chown(place, entry.pw_uid, entry.pw_gid)
+        (place / "staticfiles.json").write_text("{}")
+        keep_manifest(release, place, "staticfiles.json")
+        (place / "staticfiles.json").unlink()
+        assert bring_manifest(layout, release.name, OTHER_USER) == ""
+        assert (place / "staticfiles.json").stat().st_uid == entry.pw_uid
+        # What is not the user's stays as it is, whatever the user has put into the way.
+        (place / "staticfiles.json").unlink()
+        place.rmdir()
+        secret = Path(name) / "roots"
+        secret.mkdir(0o700)
+        place.symlink_to(secret)
+        assert "cannot be put back" in bring_manifest(layout, release.name, OTHER_USER)
+        assert os.listdir(secret) == []
 
 
 def test_a_link_to_a_secret_is_not_published(project: DjangoProject, run: Run) -> None:
