@@ -27,6 +27,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _agent_apply,
     _agent_django,
     _agent_migrate,
+    _agent_rehearse,
     _agent_runtime,
     _agent_scratch,
     _agent_session,
@@ -78,6 +79,7 @@ AGENT_PARTS = (
     ("_runbook_steps", _agent_steps),
     ("_runbook_apply", _agent_apply),
     ("_runbook_written", _agent_written),
+    ("_runbook_rehearse", _agent_rehearse),
 )
 # Raised by the agent itself: their text is a sentence, and no traceback helps.
 REFUSALS = (

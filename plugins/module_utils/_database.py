@@ -149,6 +149,10 @@ class Engine:
         """Return in words how what :meth:`scratch` has made differs from *manifest*, rows and migrations apart."""
         return []
 
+    def snapshot(self, scratch: Mapping[str, str]) -> dict[str, Any]:
+        """Return what the scratch database holds, to be compared with another moment; see ``_compare.py``."""
+        raise NotImplementedError
+
     def drop_scratch(self, scratch: Mapping[str, str]) -> None:
         """Remove what :meth:`scratch` has made."""
         raise NotImplementedError

@@ -27,6 +27,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._migrations import 
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import judge_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, left_behind, read_records
+from ansible_collections.runbook.deploy.plugins.module_utils._rehearse import Rehearsal
+from ansible_collections.runbook.deploy.plugins.module_utils._rehearse import wanted as held
 
 # Where no port is named.
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306}
@@ -137,15 +139,21 @@ def verify(
     import_modules: Sequence[str] = (),
     app: str = "",
     stop_at: str = "",
+    rehearse: str = "never",
+    lock_timeout: float = 5.0,
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Return ``{applied, heads, plan, notes, inert}`` as the new code sees the database *scratch*.
 
     :param scratch: ``{engine, path}``; None: the live one, which is only read.
+    :param rehearse: ``auto``, ``always`` or ``never``: whether the pending migrations are run on the scratch, see
+        :func:`_rehearse.wanted`; the *journal* then has a phase of its own for it.
     :param app: label of the only app to migrate; :param stop_at: ``app.name`` of the last migration to apply.
     :param checks: also run the checks; otherwise only the plan is made.
     :raises Problem: for what makes a deployment impossible, everything in one sentence and its evidence.
     """
-    with agent_of(target, limit) as agent:
+    # The limit is one for migrations: a rehearsal goes forward and back, after the checks have had their time.
+    with agent_of(target, limit if rehearse == "never" else 3 * limit) as agent:
         started = agent.call("start", argv=["manage.py", "check"], database=scratch_of(scratch, live))
         check_database(target, started, live, agent.call("where"), bool(scratch))
         found: dict[str, Any] = {"checks": [], "deploy": [], "missing": [], "imports": []}
@@ -156,21 +164,28 @@ def verify(
         inert = bool(
             checks and not state["pending"] and not state["remaining"] and agent.call("inert")["inert"]
         )
-    left = left_behind(read_records(target.layout))
-    errors, warnings = judge_findings(found, state, started["disabled"], left)
-    warnings += remaining_notes(state)
-    plan = judge_plan(state)
-    for migration in plan["migrations"]:
-        migration["sql"] = migration["sql"] and [agent.hide(text) for text in migration["sql"]]
-    if errors:
-        shown = [agent.hide(text) for text in errors]
-        more = f" and {len(shown) - 1} more, in the evidence" if len(shown) > 1 else ""
-        raise Problem(
-            f"The release {target.path.name} does not pass its checks: {shown[0].rstrip('.')}{more}; nothing live was "
-            "touched: correct the application and deploy the correction.",
-            "\n".join(shown[:SHOWN]),
-            findings=shown,
-        )
+        left = left_behind(read_records(target.layout))
+        errors, warnings = judge_findings(found, state, started["disabled"], left)
+        warnings += remaining_notes(state)
+        plan = judge_plan(state)
+        for migration in plan["migrations"]:
+            migration["sql"] = migration["sql"] and [agent.hide(text) for text in migration["sql"]]
+        if errors:
+            shown = [agent.hide(text) for text in errors]
+            more = f" and {len(shown) - 1} more, in the evidence" if len(shown) > 1 else ""
+            raise Problem(
+                f"The release {target.path.name} does not pass its checks: {shown[0].rstrip('.')}{more}; nothing live was "
+                "touched: correct the application and deploy the correction.",
+                "\n".join(shown[:SHOWN]),
+                findings=shown,
+            )
+        if scratch and held(rehearse, state["pending"], state["applied"]):
+            engine = engine_of({**(live or {}), **scratch}, None, target.user)
+            rehearsal = Rehearsal(agent, engine, scratch, limit=limit, lock_timeout=lock_timeout)
+            with (journal or Journal.none()).phase("rehearse") as entry:
+                plan, more = rehearsal.run(plan, state["applied"])
+                entry.update(plan["rehearsal"])
+            warnings += more
     return {
         "applied": state["applied"],
         "heads": heads(state["applied"]),

@@ -503,6 +503,13 @@ class Postgresql(Engine):
             if found[what] != wanted[what]
         ]
 
+    def snapshot(self, scratch: Mapping[str, str]) -> dict[str, Any]:
+        """See :meth:`Engine.snapshot`."""
+        from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_compare import snapshot
+
+        with self.client.session(scratch["name"]) as session:
+            return snapshot(session)
+
     def drop_scratch(self, scratch: Mapping[str, str]) -> None:
         """See :meth:`Engine.drop_scratch`; only what has a name that we give is ever dropped."""
         name = str(scratch.get("name") or "")

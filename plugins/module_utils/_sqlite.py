@@ -435,6 +435,13 @@ class Sqlite(Engine):
         """Read and check the whole scratch database."""
         return self.contents(Path(scratch["path"]), framework, integrity_check=True)
 
+    def snapshot(self, scratch: Mapping[str, str]) -> dict[str, Any]:
+        """See :meth:`Engine.snapshot`."""
+        # Imported here: a backup needs none of it.
+        from ansible_collections.runbook.deploy.plugins.module_utils._sqlite_compare import snapshot
+
+        return snapshot(Path(scratch["path"]))
+
     def drop_scratch(self, scratch: Mapping[str, str]) -> None:
         """Remove the directory of the scratch database."""
         if not self.is_live(scratch["path"]):

@@ -1,0 +1,198 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Rehearse the pending migrations on the scratch copy: forward and back, one at a time, and see what is left.
+
+What a migration says of itself is held against what it does: schema and rows after going back are compared with those
+before. A difference means that it cannot be reversed, whatever it claims.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.runbook.deploy.plugins.module_utils._agent import Agent, AgentProblem
+from ansible_collections.runbook.deploy.plugins.module_utils._compare import differences
+from ansible_collections.runbook.deploy.plugins.module_utils._database import Engine
+from ansible_collections.runbook.deploy.plugins.module_utils._plan import NO, UNKNOWN, YES, overall
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+WHEN = ("auto", "always", "never")
+# Differences that are kept of each migration.
+SHOWN = 10
+
+
+def wanted(when: str, pending: Sequence[Any], applied: Sequence[Any]) -> bool:
+    """Return whether a rehearsal is to be held.
+
+    With ``auto`` not where nothing is pending, and not for a first deployment: an empty database has nothing that could be lost,
+    and nothing to go back to.
+    """
+    if when == "never" or not pending:
+        return False
+    return when == "always" or bool(applied)
+
+
+def judge(migration: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``{reversible, destructive}`` of *migration* after its rehearsal.
+
+    :param migration: an entry of the plan, judged from its operations.
+    :param found: ``{backward_seconds, schema, rows}``: seconds of going back (None: it was not done), and what differed then.
+
+    The rehearsal can prove what was unknown and refute what was claimed; it never makes good what was judged bad, because other
+    rows than today's may be there when it counts.
+    """
+    reversible, destructive = migration["reversible"], migration["destructive"]
+    if found["backward_seconds"] is None:
+        return {"reversible": NO if found.get("failed") else reversible, "destructive": destructive}
+    if found["schema"] or found["rows"]:
+        return {"reversible": NO, "destructive": YES if found["rows"] else destructive}
+    return {
+        "reversible": YES if reversible == UNKNOWN else reversible,
+        "destructive": NO if destructive == UNKNOWN else destructive,
+    }
+
+
+def merge(plan: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return *plan* with what the rehearsal has *found* of each migration, as ``rehearsed`` and in its judgement."""
+    migrations = []
+    for migration in plan["migrations"]:
+        rehearsed = found.get((migration["app"], migration["name"]))
+        if rehearsed is None:
+            migrations.append(dict(migration))
+            continue
+        judged = judge(migration, rehearsed)
+        migrations.append({**migration, **judged, "rehearsed": {**rehearsed, "reversible": judged["reversible"]}})
+    return {**plan, "migrations": migrations, **overall(migrations)}
+
+
+class Rehearsal:
+    """One rehearsal in the process *agent*, whose database is *scratch*.
+
+    :param limit: seconds for all migrations forward.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        engine: Engine,
+        scratch: Mapping[str, Any],
+        *,
+        limit: float,
+        lock_timeout: float,
+    ) -> None:
+        self.agent = agent
+        self.engine = engine
+        self.scratch = dict(scratch)
+        self.limit = limit
+        self.lock_timeout = lock_timeout
+        self.locks: list[dict[str, str]] = []
+        self.refused: list[str] = []
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "locks":
+            self.locks += [entry for entry in event["locks"] if entry not in self.locks]
+        elif event.get("event") == "refused" and event["address"] not in self.refused:
+            self.refused.append(str(event["address"]))
+
+    def run(self, plan: Mapping[str, Any], applied: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
+        """Return the merged plan, and notes for the operator.
+
+        :param applied: what is applied on the scratch now.
+        :raises Problem: when a migration fails going forward, or all of them take longer than the limit.
+        """
+        off = self.agent.call("isolate")["off"]
+        self.agent.call("tell_locks")
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        stages: list[tuple[tuple[str, str], list[list[str]], dict[str, Any]]] = []
+        rows = [list(row) for row in applied]
+        for migration in plan["migrations"]:
+            key = (migration["app"], migration["name"])
+            stages.append((key, [list(row) for row in rows], self.engine.snapshot(self.scratch)))
+            found[key] = self._forward(key, sum(entry["forward_seconds"] for entry in found.values()))
+            rows.append(list(key))
+        forward = sum(entry["forward_seconds"] for entry in found.values())
+        if forward > self.limit:
+            raise Problem(
+                f"The pending migrations took {forward:.1f} s on the copy of the database, above app_migrate_time_limit of "
+                f"{self.limit:g} s; nothing live was touched: raise the limit and plan a window of that length, or make them quicker."
+            )
+        notes = [f"connections to {address} were refused while migrations were rehearsed" for address in self.refused]
+        judged = {(entry["app"], entry["name"]): entry["reversible"] for entry in plan["migrations"]}
+        for key, before, snapshot in reversed(stages):
+            if judged[key] == NO:
+                # Known from its operations; what comes before it cannot be reached any more.
+                break
+            if not self._backward(key, before, snapshot, found[key]):
+                break
+        merged = merge(plan, found)
+        merged["rehearsal"] = {
+            "forward_seconds": round(forward, 3),
+            "backward_seconds": round(sum(entry["backward_seconds"] or 0.0 for entry in found.values()), 3),
+            "off": off,
+        }
+        return merged, notes
+
+    def _forward(self, key: tuple[str, str], used: float) -> dict[str, Any]:
+        name = ".".join(key)
+        self.locks = []
+        begun = time.monotonic()
+        left = max(1.0, self.limit - used)
+        try:
+            self.agent.call(
+                "apply",
+                timeout=left + 1.0,
+                on_event=self,
+                expected=[list(key)],
+                lock_timeout=self.lock_timeout,
+                target=name,
+            )
+        except AgentProblem as problem:
+            if problem.reason == "time":
+                raise Problem(
+                    f"The migration {name} had not ended on the copy of the database when app_migrate_time_limit of {self.limit:g} s was "
+                    "over; nothing live was touched: raise the limit and plan a window of that length, or make it quicker.",
+                    problem.evidence,
+                ) from problem
+            raise Problem(
+                f"The migration {name} failed in the rehearsal on a copy of the database; nothing live was touched: correct it and "
+                f"deploy the correction. {problem.message}",
+                problem.evidence,
+            ) from problem
+        return {
+            "forward_seconds": round(time.monotonic() - begun, 3),
+            "backward_seconds": None,
+            "locks": self.locks,
+            "schema": [],
+            "rows": [],
+        }
+
+    def _backward(
+        self,
+        key: tuple[str, str],
+        before: list[list[str]],
+        snapshot: Mapping[str, Any],
+        found: dict[str, Any],
+    ) -> bool:
+        """Go back behind *key* and compare with *snapshot*; return whether going further back makes sense."""
+        begun = time.monotonic()
+        try:
+            self.agent.call(
+                "reverse",
+                timeout=self.limit,
+                on_event=self,
+                target=before,
+                lock_timeout=self.lock_timeout,
+            )
+        except AgentProblem as problem:
+            # Not the end of a deployment: it only has no way back over this migration.
+            found["failed"] = problem.message
+            return False
+        found["backward_seconds"] = round(time.monotonic() - begun, 3)
+        seen = differences(snapshot, self.engine.snapshot(self.scratch))
+        found["schema"], found["rows"] = seen["schema"][:SHOWN], seen["rows"][:SHOWN]
+        return not seen["schema"]
