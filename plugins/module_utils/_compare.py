@@ -50,6 +50,10 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
         was, now = before["rows"][table], after["rows"].get(table)
         if now is not None and was != now:
             counts = [re.match(r"\d+ rows", text).group(0) for text in (now, was)]  # type: ignore[union-attr]
-            same = "the same number with another content" if counts[0] == counts[1] else f"{counts[0]}, was {counts[1]}"
+            same = (
+                "the same number with another content"
+                if counts[0] == counts[1]
+                else f"{counts[0]}, was {counts[1]}"
+            )
             result["rows"].append(f"table {table}: {same}")
     return result

@@ -71,6 +71,15 @@ VARIABLES: dict[str, Variable] = {
         "list", [], "Command run once, after the first migration of an empty database."
     ),
     "app_migrate_time_limit": Variable("int", 300, "Seconds that all migrations together may take."),
+    "app_migrate_rehearse": Variable(
+        "str",
+        "auto",
+        "Whether pending migrations are run on the copy first, forward and back.",
+        ("auto", "always", "never"),
+    ),
+    "app_migrate_rehearse_environment": Variable(
+        "dict", {}, "Variables besides app_environment while migrations are rehearsed.", secret=True
+    ),
     "app_migrate_lock_timeout": Variable(
         "int", 5, "Seconds a migration's statement may wait for a lock, while the site queues behind it."
     ),

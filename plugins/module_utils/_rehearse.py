@@ -66,7 +66,9 @@ def merge(plan: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, 
             migrations.append(dict(migration))
             continue
         judged = judge(migration, rehearsed)
-        migrations.append({**migration, **judged, "rehearsed": {**rehearsed, "reversible": judged["reversible"]}})
+        migrations.append(
+            {**migration, **judged, "rehearsed": {**rehearsed, "reversible": judged["reversible"]}}
+        )
     return {**plan, "migrations": migrations, **overall(migrations)}
 
 
@@ -99,7 +101,9 @@ class Rehearsal:
         elif event.get("event") == "refused" and event["address"] not in self.refused:
             self.refused.append(str(event["address"]))
 
-    def run(self, plan: Mapping[str, Any], applied: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
+    def run(
+        self, plan: Mapping[str, Any], applied: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, Any], list[str]]:
         """Return the merged plan, and notes for the operator.
 
         :param applied: what is applied on the scratch now.
@@ -121,7 +125,10 @@ class Rehearsal:
                 f"The pending migrations took {forward:.1f} s on the copy of the database, above app_migrate_time_limit of "
                 f"{self.limit:g} s; nothing live was touched: raise the limit and plan a window of that length, or make them quicker."
             )
-        notes = [f"connections to {address} were refused while migrations were rehearsed" for address in self.refused]
+        notes = [
+            f"connections to {address} were refused while migrations were rehearsed"
+            for address in self.refused
+        ]
         judged = {(entry["app"], entry["name"]): entry["reversible"] for entry in plan["migrations"]}
         for key, before, snapshot in reversed(stages):
             if judged[key] == NO:

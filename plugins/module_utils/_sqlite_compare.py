@@ -37,18 +37,36 @@ def table_schema(connection: sqlite3.Connection, table: str) -> dict[str, str]:
     a table, which SQLite needs for many changes, may alter it."""
     result = {}
     quoted = identifier(table)
-    for _cid, name, kind, notnull, default, key, hidden in connection.execute(f"PRAGMA table_xinfo({quoted})"):
-        words = [kind.lower(), "not null" if notnull else "null", f"default {default}", f"key {key}", f"hidden {hidden}"]
+    for _cid, name, kind, notnull, default, key, hidden in connection.execute(
+        f"PRAGMA table_xinfo({quoted})"
+    ):
+        words = [
+            kind.lower(),
+            "not null" if notnull else "null",
+            f"default {default}",
+            f"key {key}",
+            f"hidden {hidden}",
+        ]
         result[f"column {table}.{name}"] = ", ".join(words)
     for _number, name, unique, origin, partial in connection.execute(f"PRAGMA index_list({quoted})"):
         columns = [row[2] for row in connection.execute(f"PRAGMA index_info({identifier(name)})")]
-        text = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?", (name,)).fetchone()
-        where = (re.search(r"\bWHERE\b.*", text[0], re.IGNORECASE | re.DOTALL) if text and text[0] and partial else None)
+        text = connection.execute(
+            "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?", (name,)
+        ).fetchone()
+        where = (
+            re.search(r"\bWHERE\b.*", text[0], re.IGNORECASE | re.DOTALL)
+            if text and text[0] and partial
+            else None
+        )
         shown = name if origin == "c" else f"of {table} ({', '.join(map(str, columns))})"
-        result[f"index {shown}"] = f"{'unique ' if unique else ''}on {columns} {SPACE.sub(' ', where.group(0)) if where else ''}".strip()
+        result[f"index {shown}"] = (
+            f"{'unique ' if unique else ''}on {columns} {SPACE.sub(' ', where.group(0)) if where else ''}".strip()
+        )
     keys = [tuple(map(str, row[2:])) for row in connection.execute(f"PRAGMA foreign_key_list({quoted})")]
     result[f"foreign keys of {table}"] = str(sorted(keys))
-    sql = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()[0]
+    sql = connection.execute(
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+    ).fetchone()[0]
     result[f"checks of {table}"] = str(clauses(sql, "CHECK"))
     return result
 
@@ -62,9 +80,17 @@ def snapshot(path: Path) -> dict[str, Any]:
             schema[f"table {table}"] = "table"
             schema.update(table_schema(connection, table))
             # By name, because the order of columns does not count.
-            columns = sorted(row[1] for row in connection.execute(f"PRAGMA table_xinfo({identifier(table)})") if row[6] == 0)
+            columns = sorted(
+                row[1]
+                for row in connection.execute(f"PRAGMA table_xinfo({identifier(table)})")
+                if row[6] == 0
+            )
             listed = ", ".join(identifier(name) for name in columns)
-            rows[table] = fingerprint(connection.execute(f"SELECT {listed} FROM {identifier(table)} NOT INDEXED"))
-        for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master WHERE type IN ('view', 'trigger')"):
+            rows[table] = fingerprint(
+                connection.execute(f"SELECT {listed} FROM {identifier(table)} NOT INDEXED")
+            )
+        for kind, name, sql in connection.execute(
+            "SELECT type, name, sql FROM sqlite_master WHERE type IN ('view', 'trigger')"
+        ):
             schema[f"{kind} {name}"] = SPACE.sub(" ", sql or "")
     return {"schema": schema, "rows": rows}

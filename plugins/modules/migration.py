@@ -139,6 +139,20 @@ options:
       - Going back to an earlier one is refused.
     type: str
     default: ""
+  rehearse:
+    description:
+      - Whether O(state=verified) runs the pending migrations on O(database), forward and back, one at a time. V(auto) does not for
+        the first deployment of an empty database, V(always) does then, too.
+      - Schema and rows after going back are compared with those before. A difference means that a migration cannot be
+        reversed, whatever it claims; none proves what was V(unknown).
+      - Mail goes into memory meanwhile, and connections that Python code makes to anything but the database are refused.
+      - What fails then, or takes longer than O(time_limit), ends the deployment before anything live is touched.
+    type: str
+    choices: [auto, always, never]
+    default: never
+  rehearse_environment:
+    description: Variables that O(state=verified) sets besides O(environment) when it rehearses, as one JSON object in a string.
+    type: str
   time_limit:
     description: Seconds for the whole work. The application's process is ended when they are over.
     type: int
@@ -216,6 +230,9 @@ plan:
     destructive:
       description: The worst answer of all.
       type: str
+    rehearsal:
+      description: The rehearsal, C(forward_seconds), C(backward_seconds) and C(off), what was switched off meanwhile. Missing where none was held.
+      type: dict
     rebuilds:
       description: The tables that SQLite copies, while writers have to wait.
       type: list
@@ -291,6 +308,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._application import
     Installed,
     installed,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._database import DATABASE_OPTION
 from ansible_collections.runbook.deploy.plugins.module_utils._migrate import (
     apply,
@@ -391,6 +409,9 @@ def work(
             import_modules=params["import_modules"],
             app=params["app"],
             stop_at=params["target"],
+            rehearse=params["rehearse"] if state == "verified" else "never",
+            lock_timeout=params["lock_timeout"],
+            journal=journal,
         )
         journal.update(plan=found["plan"])
         notes, inert = found.pop("notes"), found.pop("inert")
@@ -456,6 +477,8 @@ def main() -> None:
             "app": {"type": "str", "default": ""},
             "target": {"type": "str", "default": ""},
             "time_limit": {"type": "int", "default": 300},
+            "rehearse": {"type": "str", "choices": ["auto", "always", "never"], "default": "never"},
+            "rehearse_environment": {"type": "str", "no_log": True},
         },
         supports_check_mode=True,
     )
@@ -469,6 +492,11 @@ def main() -> None:
         else:
             password = (params["live_database"] or {}).get("password")
             target = installed(params, [password] if password else [])
+            if params["state"] == "verified" and params["rehearse"] != "never":
+                more = parse_environment(params["rehearse_environment"], "rehearse_environment")
+                target = target._replace(
+                    variables={**target.variables, **more}, secrets=[*target.secrets, *more.values()]
+                )
             with contextlib.ExitStack() as stack:
                 journal = open_journal(
                     params["root"], params["record"] or None, module.check_mode, target.secrets
