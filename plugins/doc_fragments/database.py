@@ -39,6 +39,10 @@ options:
       password:
         description: The password of the role.
         type: str
+      nontransactional:
+        description: What a backup does with tables whose engine has no transactions, V(refuse) (default) or V(lock), which lets writers wait.
+        type: str
+        choices: [refuse, lock]
   database_admin:
     description:
       - The role that may make, rename and remove databases, C(app_database_admin), for engines with a server.

@@ -132,12 +132,14 @@ DATABASE = {
     "port": "int",
     "user": "str",
     "password": "str",
+    "nontransactional": "str",
 }
 DATABASE_ADMIN = {"user": "str", "password": "str", "os_user": "str"}
 # The keys that each engine has of app_database.
 ENGINES = {
     "sqlite": ("engine", "path", "shared"),
     "postgresql": ("engine", "name", "host", "port", "user", "password"),
+    "mysql": ("engine", "name", "host", "port", "user", "password", "nontransactional"),
 }
 ARCHIVE = {"path": "str", "sha256": "str"}
 ADOPT = {"path": "str", "service": "str", "environment_file": "str", "socket": "str"}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
-ENGINES = ("sqlite", "postgresql")
+ENGINES = ("sqlite", "postgresql", "mysql")
 # In the directory of a scratch database that is on a server: what it is called there, written before it is made.
 SCRATCH_NOTE = "database.json"
 # The application name under which the rows of alembic_version are listed; Alembic has no apps.
@@ -40,6 +40,7 @@ DATABASE_OPTION: dict[str, Any] = {
         "port": {"type": "int"},
         "user": {"type": "str"},
         "password": {"type": "str", "no_log": True},
+        "nontransactional": {"type": "str", "choices": ["refuse", "lock"]},
     },
 }
 
@@ -186,6 +187,10 @@ def engine_of(
         from ansible_collections.runbook.deploy.plugins.module_utils._postgresql import Postgresql
 
         return Postgresql(database, given, user)
+    if name == "mysql":
+        from ansible_collections.runbook.deploy.plugins.module_utils._mysql import Mysql
+
+        return Mysql(database, given, user)
     raise Problem(
         f"app_database.engine is {name!r}, but this version of runbook.deploy supports {' and '.join(ENGINES)} only: set "
     )

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from ansible_collections.runbook.deploy.plugins.module_utils._database import MIGRATION_TABLES
+from ansible_collections.runbook.deploy.plugins.module_utils._losses import DJANGO_OWN, compare
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql import TABLES, shown
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import (
     Session,
@@ -24,9 +25,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client 
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
-# Rows that `migrate` itself adds for new models (create_contenttypes and create_permissions, handlers of Django's
-# post_migrate signal): adding such rows is no write of a user's. Changing or removing one is.
-DJANGO_OWN = frozenset(("django_content_type", "auth_permission"))
 COLUMNS = """SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attgenerated <> '' AS generated,
  pg_get_expr(d.adbin, d.adrelid) AS default
  FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -75,25 +73,6 @@ def write_rows(session: Session, table: Table, columns: list[str], target: Binar
             break
         target.write(lines.encode() + b"\n")
     session.ask("COMMIT")
-
-
-def compare(present: Iterator[bytes], backup: Iterator[bytes]) -> dict[str, int]:
-    """Return ``{inserts, updates, deletes}`` from *backup* to *present*, lines of ``key digest`` sorted by key."""
-    result = {"inserts": 0, "updates": 0, "deletes": 0}
-    now, then = next(present, None), next(backup, None)
-    while now is not None or then is not None:
-        here = now.split()[0] if now is not None else None
-        there = then.split()[0] if then is not None else None
-        if there is None or (here is not None and here < there):
-            result["inserts"] += 1
-            now = next(present, None)
-        elif here is None or there < here:
-            result["deletes"] += 1
-            then = next(backup, None)
-        else:
-            result["updates"] += now.split() != then.split()
-            now, then = next(present, None), next(backup, None)
-    return result
 
 
 def table_losses(present: Session, backup: Session, schema: str, name: str) -> dict[str, Any]:

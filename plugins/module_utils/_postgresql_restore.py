@@ -71,7 +71,7 @@ class PostgresqlRestorer(Restorer):
         with self.engine.maker.session(self.live) as now, self.engine.maker.session(staged) as then:
             return losses(now, then, framework)
 
-    def tidy(self) -> None:
+    def tidy(self, backups: Path | None = None) -> None:
         """See :meth:`Restorer.tidy`: half-made databases go, and a live one that was closed is opened again."""
         maker, lobby = self.engine.maker, self.engine.lobby()
         found = maker.rows("SELECT datname AS name, datallowconn AS open FROM pg_database", lobby)

@@ -53,8 +53,8 @@ class Restorer:
         """
         raise NotImplementedError
 
-    def tidy(self) -> None:
-        """Remove what a killed restore has left."""
+    def tidy(self, backups: Path | None = None) -> None:
+        """Remove what a killed restore has left; *backups*: the directory of the backups, beside which notes may lie."""
         raise NotImplementedError
 
     def stage(self, dump: Path, user: str | None) -> Any:
@@ -108,6 +108,10 @@ class Order(NamedTuple):
 def restorer_of(engine: Engine) -> Restorer:
     """Return what restores databases of *engine*; an engine that cannot be restored has no backup either."""
     # Imported here for the same reason as in engine_of.
+    if engine.name == "mysql":
+        from ansible_collections.runbook.deploy.plugins.module_utils._mysql_restore import MysqlRestorer
+
+        return MysqlRestorer(engine)
     if engine.name == "postgresql":
         from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_restore import (
             PostgresqlRestorer,
@@ -229,7 +233,7 @@ def restore(layout: Layout, engine: Engine, order: Order) -> dict[str, Any]:
     framework = manifest.get("framework", "none")
     dump = require_intact(layout, engine, manifest)
     restorer = restorer_of(engine)
-    restorer.tidy()
+    restorer.tidy(layout.backups)
     stopped: list[Opener] = []
     is_staged = False
     try:

@@ -69,7 +69,7 @@ class SqliteRestorer(Restorer):
         now = uri(self.path, mode="ro") if present is None else uri(present, mode="ro", immutable="1")
         return losses(now, uri(backup, mode="ro", immutable="1"), framework)
 
-    def tidy(self) -> None:
+    def tidy(self, backups: Path | None = None) -> None:
         """Remove what a killed restore has left: its new file, and a second name of the live one."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.staged)

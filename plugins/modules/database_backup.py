@@ -51,7 +51,7 @@ options:
     required: true
     suboptions:
       engine:
-        description: The engine, V(sqlite) or V(postgresql); any other is refused.
+        description: The engine, V(sqlite), V(postgresql) or V(mysql), which is also MariaDB; any other is refused.
         type: str
         required: true
       path:
@@ -75,6 +75,10 @@ options:
       password:
         description: The password of the role.
         type: str
+      nontransactional:
+        description: What a backup does with tables whose engine has no transactions, V(refuse) (default) or V(lock), which lets writers wait.
+        type: str
+        choices: [refuse, lock]
   database_admin:
     description:
       - The role that may make, rename and remove databases, C(app_database_admin), for engines with a server.

@@ -82,6 +82,10 @@ options:
       password:
         description: The password of the role.
         type: str
+      nontransactional:
+        description: What a backup does with tables whose engine has no transactions, V(refuse) (default) or V(lock), which lets writers wait.
+        type: str
+        choices: [refuse, lock]
   plan:
     description:
       - The migrations that O(state=applied) has to find pending, in their order. Each entry is a migration of a returned

@@ -74,7 +74,7 @@ def test_what_is_no_database_is_named(tmp_path):
         applied(database(tmp_path), "django")
     with pytest.raises(Problem, match="absolute path"):
         applied(database("db.sqlite3"), "django")
-    with pytest.raises(Problem, match="'oracle'.*supports sqlite and postgresql only"):
+    with pytest.raises(Problem, match="'oracle'.*supports sqlite and postgresql and mysql only"):
         engine_of({"engine": "oracle", "name": "shop"})
 
 

@@ -158,7 +158,7 @@ def test_backups_by_hand_leave_no_scratch_and_only_the_newest_stay(run):
     [
         (
             {"database": {"engine": "oracle", "name": "shop", "password": "secret-word"}},
-            "supports sqlite and postgresql only",
+            "supports sqlite and postgresql and mysql only",
         ),
         ({"database": {"engine": "sqlite"}}, "app_database.path is None"),
         ({"id": "../x"}, "The option id is '../x'"),

@@ -1,0 +1,632 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""MySQL and MariaDB: a dump whose rows are counted while it is written, a trial restore into a database of random name.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ansible_collections.runbook.deploy.plugins.module_utils._command import (
+    base_environment,
+    end_group,
+    identity,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._database import (
+    ALEMBIC,
+    SCRATCH_NOTE,
+    Contents,
+    Damaged,
+    Engine,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_json
+from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client import (
+    Client,
+    Login,
+    advice,
+    first_error,
+    identifier,
+    literal,
+    tool,
+    version,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+SCRATCH = re.compile(r"^runbook_scratch_[0-9a-f]{12}$")
+# The names of which the application's user may be granted databases, so that scratch and restored ones can be made.
+PATTERN = r"runbook\_%"
+COMPRESSED, PLAIN = "database.sql.zst", "database.sql.gz"
+# Engines whose tables a transaction sees as they were at its begin.
+TRANSACTIONAL = ("InnoDB", "RocksDB", "ROCKSDB", "TokuDB")
+TRAILER = b"-- Dump completed"
+INSERT = re.compile(rb"^(?:INSERT|REPLACE) (?:IGNORE )?INTO `((?:[^`]|``)+)`(?: \([^)]*\))? VALUES")
+STRING = re.compile(rb"'(?:[^'\\]|\\.|'')*'", re.DOTALL)
+CHUNK = 1 << 20
+# What is compared beside rows. Each as (kind, name, text), from the schema of the present database.
+CATALOG = """SELECT 'column' k, CONCAT(TABLE_NAME, '.', COLUMN_NAME) n, CONCAT_WS('|', COLUMN_TYPE, IS_NULLABLE, COALESCE(COLUMN_DEFAULT, 'none'),
+ EXTRA, COALESCE(COLLATION_NAME, ''), COALESCE(GENERATION_EXPRESSION, '')) t FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE()
+ UNION ALL SELECT 'index', CONCAT(TABLE_NAME, '.', INDEX_NAME), GROUP_CONCAT(CONCAT_WS('|', NON_UNIQUE, COLUMN_NAME, COALESCE(SUB_PART, ''), INDEX_TYPE)
+ ORDER BY SEQ_IN_INDEX) FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = DATABASE() GROUP BY TABLE_NAME, INDEX_NAME
+ UNION ALL SELECT 'foreign key', CONCAT(r.TABLE_NAME, '.', r.CONSTRAINT_NAME), CONCAT_WS('|', r.UPDATE_RULE, r.DELETE_RULE, r.REFERENCED_TABLE_NAME,
+ GROUP_CONCAT(CONCAT(k.COLUMN_NAME, '>', k.REFERENCED_COLUMN_NAME) ORDER BY k.ORDINAL_POSITION), IF(k.REFERENCED_TABLE_SCHEMA = DATABASE(), '', 'elsewhere'))
+ FROM information_schema.REFERENTIAL_CONSTRAINTS r JOIN information_schema.KEY_COLUMN_USAGE k ON k.CONSTRAINT_SCHEMA = r.CONSTRAINT_SCHEMA
+ AND k.CONSTRAINT_NAME = r.CONSTRAINT_NAME AND k.TABLE_NAME = r.TABLE_NAME WHERE r.CONSTRAINT_SCHEMA = DATABASE()
+ GROUP BY r.TABLE_NAME, r.CONSTRAINT_NAME, r.UPDATE_RULE, r.DELETE_RULE, r.REFERENCED_TABLE_NAME, k.REFERENCED_TABLE_SCHEMA
+ UNION ALL SELECT 'table', TABLE_NAME, CONCAT_WS('|', TABLE_TYPE, COALESCE(ENGINE, ''), COALESCE(TABLE_COLLATION, '')) FROM information_schema.TABLES
+ WHERE TABLE_SCHEMA = DATABASE()
+ UNION ALL SELECT 'view', TABLE_NAME, REPLACE(VIEW_DEFINITION, CONCAT('`', DATABASE(), '`.'), '') FROM information_schema.VIEWS WHERE TABLE_SCHEMA = DATABASE()
+ UNION ALL SELECT 'trigger', TRIGGER_NAME, CONCAT_WS('|', ACTION_TIMING, EVENT_MANIPULATION, EVENT_OBJECT_TABLE, ACTION_STATEMENT)
+ FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE()
+ UNION ALL SELECT 'routine', ROUTINE_NAME, CONCAT_WS('|', ROUTINE_TYPE, DTD_IDENTIFIER, ROUTINE_DEFINITION) FROM information_schema.ROUTINES
+ WHERE ROUTINE_SCHEMA = DATABASE()
+ UNION ALL SELECT 'event', EVENT_NAME, CONCAT_WS('|', EVENT_TYPE, INTERVAL_VALUE, INTERVAL_FIELD, EVENT_DEFINITION) FROM information_schema.EVENTS
+ WHERE EVENT_SCHEMA = DATABASE()"""
+
+
+def logins(
+    database: Mapping[str, Any], admin: Mapping[str, Any] | None, user: str | None
+) -> tuple[Login, Login | None]:
+    """Return how the application's user logs in, and the administrator's, None where there is none."""
+    password = str(database.get("password") or "")
+    by_socket = not database.get("host") and not password
+    own = Login(str(database.get("user") or ""), password, user if by_socket else None)
+    if not admin:
+        return own, None
+    name = str(admin.get("user") or admin.get("os_user") or "")
+    return own, Login(name, str(admin.get("password") or ""), admin.get("os_user") or None)
+
+
+def may_create(grants: str) -> bool:
+    """Return whether the text of ``SHOW GRANTS`` lets databases of our names be made and filled."""
+    wide = re.search(r"GRANT ALL PRIVILEGES ON (?:\*\.\*|`(?:%|runbook\\+_%)`\.\*)", grants)
+    return bool(wide)
+
+
+class Counter:
+    """Counts the rows of each table in the lines of a dump, and sees whether it came to its end.
+
+    A line never ends inside of a string: the dump writes newlines in values as ``\\n``.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.table: str | None = None
+        self.complete = False
+
+    def line(self, line: bytes) -> None:
+        """Take the next *line*."""
+        if self.table is None:
+            if line.startswith(b"CREATE TABLE `"):
+                # A table without rows has no INSERT.
+                name = line[14 : line.index(b"` (", 14)] if b"` (" in line else line[14:].rstrip(b"` \n")
+                self.counts.setdefault(name.replace(b"``", b"`").decode("utf-8", "surrogateescape"), 0)
+            found = INSERT.match(line)
+            if not found:
+                self.complete = self.complete or line.startswith(TRAILER)
+                return
+            self.table = found.group(1).replace(b"``", b"`").decode("utf-8", "surrogateescape")
+            line = line[found.end() :]
+        bare = STRING.sub(b"", line)
+        self.counts[self.table] = self.counts.get(self.table, 0) + bare.count(b"(")
+        if bare.rstrip().endswith(b";"):
+            self.table = None
+
+
+class Mysql(Engine):
+    """The engine ``mysql``: MySQL and MariaDB; ``app_database`` has name, user and, for a server elsewhere, host and port."""
+
+    name = "mysql"
+
+    def __init__(
+        self, database: Mapping[str, Any], admin: Mapping[str, Any] | None = None, user: str | None = None
+    ) -> None:
+        super().__init__(database, admin, user)
+        if not database.get("name"):
+            raise Problem("app_database.name is missing: name the database of the application.")
+        own, administrator = logins(database, admin, user)
+        self.client = Client(database, own)
+        self.maker = Client(database, administrator) if administrator else self.client
+        self.has_admin = administrator is not None
+        self.taken: Contents | None = None
+
+    # What is
+
+    @property
+    def dump_name(self) -> str:  # type: ignore[override]
+        """The dump's name: compressed by zstd where the host has it."""
+        return COMPRESSED if shutil.which("zstd") else PLAIN
+
+    def place(self) -> str:
+        """See :meth:`Engine.place`."""
+        return f"{self.client.name} at {self.client.address()}"
+
+    def tables(self, database: str | None = None, client: Client | None = None) -> dict[str, str]:
+        """Return the engine of each ordinary table."""
+        found = (client or self.client).rows(
+            {"n": "TABLE_NAME", "e": "ENGINE"},
+            "FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE' ORDER BY TABLE_NAME",
+            database,
+        )
+        return {row["n"]: row["e"] or "" for row in found}
+
+    def exists(self) -> bool:
+        """Return whether the database holds a table."""
+        return bool(self.tables())
+
+    def size(self) -> int:
+        """See :meth:`Engine.size`: what the server estimates; a compressed dump is smaller."""
+        sql = "SELECT COALESCE(SUM(DATA_LENGTH + INDEX_LENGTH), 0) FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()"
+        return int(float(self.client.value(sql)))
+
+    def server_version(self) -> str:
+        """Return what the server says its version is."""
+        return self.client.value("SELECT VERSION()")
+
+    def tools(self) -> dict[str, str]:
+        """See :meth:`Engine.tools`."""
+        return {"server": self.server_version(), "mysqldump": self._dump_version()}
+
+    def _dump_version(self) -> str:
+        done = subprocess.run(
+            [tool("mariadb-dump", "mysqldump"), "--version"], capture_output=True, text=True, check=False
+        )
+        return ".".join(str(part) for part in version(done.stdout))
+
+    def require_tools(self) -> None:
+        """Refuse a client that is older than the server, or of the other maker: what it would leave out nobody knows.
+
+        :raises Problem: naming both.
+        """
+        server, client = self.server_version(), self._dump_version()
+        old = version(client)[:2] < version(server)[:2]
+        # MariaDB's numbers began at 10 and MySQL's end at 9: a client of the other maker is never "newer".
+        other = ("MariaDB" in server) != (version(client) >= (10,))
+        if old or other:
+            raise Problem(
+                f"mysqldump on this host is {client}, but the server at {self.client.address()} is {server}: install the client of the "
+                "server's maker, of its version or newer, on this host."
+            )
+
+    def identity(self) -> dict[str, str]:
+        """See :meth:`Engine.identity`."""
+        for sql in ("SELECT @@server_uuid", "SELECT CONCAT(@@hostname, ':', @@datadir, ':', @@port)"):
+            with contextlib.suppress(Problem):
+                return {"server": self.client.value(sql), "oid": ""}
+        return {}
+
+    def applied(self, framework: str) -> list[list[str]] | None:
+        """See :func:`_database.applied`."""
+        return self.read_applied(framework, None)
+
+    def read_applied(self, framework: str, database: str | None) -> list[list[str]] | None:
+        """Return the applied migrations in the *database*; None for no such table."""
+        table = {"django": "django_migrations", ALEMBIC: "alembic_version"}.get(framework)
+        if table is None or table not in self.tables(database):
+            return None
+        if framework == "django":
+            found = self.client.rows(
+                {"a": "app", "n": "name"}, "FROM django_migrations ORDER BY id", database
+            )
+            return [[row["a"], row["n"]] for row in found]
+        found = self.client.rows({"n": "version_num"}, "FROM alembic_version ORDER BY version_num", database)
+        return [[ALEMBIC, row["n"]] for row in found]
+
+    def count_rows(self, database: str | None) -> dict[str, int]:
+        """Return the rows of each table of the *database*."""
+        names = list(self.tables(database))
+        result: dict[str, int] = {}
+        for start in range(0, len(names), 100):
+            parts = [
+                f"SELECT JSON_OBJECT('t', {literal(name)}, 'n', COUNT(*)) FROM {identifier(name)}"
+                for name in names[start : start + 100]
+            ]
+
+            for line in self.client.statements(parts, database).splitlines():
+                row = json.loads(line)
+                result[row["t"]] = row["n"]
+        return result
+
+    def read_catalog(self, database: str | None) -> dict[str, str]:
+        """Return the digest of every definition, by ``kind name``."""
+        rows = self.maker.rows(
+            {"k": "k", "n": "n", "d": "MD5(t)"}, f"FROM ({CATALOG}) AS found ORDER BY k, n", database
+        )
+        return {f"{row['k']} {row['n']}": row["d"] for row in rows}
+
+    def live_violations(self) -> list[list[Any]]:
+        """See :meth:`Engine.live_violations`."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """See :meth:`Engine.warnings`."""
+        found = []
+        if not self.has_admin and not may_create(self.client.statements(["SHOW GRANTS"])):
+            found.append(self._no_rights())
+        other = self._not_transactional()
+        if other and self.database.get("nontransactional") != "lock":
+            found.append(self._mixed(other))
+        return found
+
+    def _no_rights(self) -> str:
+        user = self.client.login.user or "of app_database"
+        return (
+            f"The user {user} may not create databases at {self.client.address()}, so that no backup can be proved by a restore and none "
+            f"restored: allow it for the names that are used (GRANT ALL ON `{PATTERN}`.* TO {user}@…), or name a user that may in app_database_admin."
+        )
+
+    def _not_transactional(self) -> list[str]:
+        return [f"{name} ({engine})" for name, engine in self.tables().items() if engine not in TRANSACTIONAL]
+
+    @staticmethod
+    def _mixed(tables: list[str]) -> str:
+        return (
+            f"The tables {', '.join(tables[:5])} have engines without transactions, of which no consistent copy can be taken while they are "
+            "written: convert them to InnoDB, or accept that writers wait for the backup with app_database.nontransactional: lock."
+        )
+
+    # The dump
+
+    def dump(self, target: Path) -> dict[str, Any]:
+        """See :meth:`Engine.dump`: rows are counted in what is written, so that the counts are the dump's own."""
+        self.require_tools()
+        mixed = self._not_transactional()
+        if mixed and self.database.get("nontransactional") != "lock":
+            raise Problem(self._mixed(mixed))
+        before = self.read_catalog(None)
+        counter = Counter()
+        self._write(
+            target, counter, ["--lock-tables"] if mixed else ["--single-transaction", "--skip-lock-tables"]
+        )
+        if self.read_catalog(None) != before:
+            raise Problem(
+                f"The schema of {self.place()} was changed while it was dumped, so that the dump may lack tables: nothing of it was kept; end "
+                "what changes it and try again."
+            )
+        self.taken = Contents(counter.counts, None, "none", [])
+        self.rows = {name: self.read_applied(name, None) for name in ("django", ALEMBIC)}
+        return {"catalog": before, "nontransactional": mixed, "engine_version": self.server_version()}
+
+    def dump_command(self, options: str, database: str, *more: str) -> list[str]:
+        """Return the command that dumps *database*; nothing in the dump names it."""
+        return [
+            tool("mariadb-dump", "mysqldump"), options, "--quick", "--routines", "--events", "--triggers", "--hex-blob",
+            "--default-character-set=utf8mb4", "--no-tablespaces", *more, database,
+        ]  # fmt: skip
+
+    def _write(self, target: Path, counter: Counter, more: list[str]) -> None:
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with self.maker.options() as options, packing(target, handle) as packed:
+                errors = self._stream(self.dump_command(options, self.client.name, *more), counter, packed)
+            os.fsync(handle)
+        except OSError as error:
+            raise Problem(
+                f"The backup of {self.place()} could not be written to {target.parent}: {error.strerror}; "
+                f"{shutil.disk_usage(target.parent).free} bytes are free there: make room and try again; nothing live was changed."
+            ) from error
+        finally:
+            os.close(handle)
+        if errors or not counter.complete:
+            said = first_error(errors or "the dump has no end")
+            raise Problem(
+                f"The backup of {self.place()} failed: mysqldump said {said.rstrip('.')}; nothing of it was kept and nothing live was "
+                f"changed; {advice(said)}.",
+                "\n".join(errors.splitlines()[-20:]),
+            )
+
+    def _stream(self, argv: list[str], counter: Counter, packed: BinaryIO) -> str:
+        """Run *argv*, write its output to *packed*, line by line through *counter*; return its errors, "" for success."""
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                argv,
+                cwd="/",
+                env=base_environment(self.maker.login.os_user),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                bufsize=CHUNK,
+                start_new_session=True,
+                **identity(self.maker.login.os_user),
+            )
+            try:
+                for line in process.stdout:
+                    counter.line(line)
+                    packed.write(line)
+                code = process.wait()
+            finally:
+                if process.poll() is None:
+                    end_group(process)
+                process.stdout.close()
+            errors.seek(0)
+            said = errors.read().decode(errors="replace")
+        return "" if code == 0 else said or f"it ended with exit code {code}"
+
+    def contents(self, dump: Path, framework: str, *, integrity_check: bool) -> Contents:
+        """See :meth:`Engine.contents`: of the dump that this object has just made."""
+        if integrity_check:
+            counts = self.read_whole(dump)
+            if self.taken is not None and counts != self.taken.counts:
+                raise Damaged(
+                    f"The dump {dump} does not hold the rows that were written to it: check the disk, and take the backup again."
+                )
+        if self.taken is None:
+            raise Problem(
+                f"What the dump {dump} holds is known from its manifest only: restore it to compare."
+            )
+        return self.taken._replace(
+            applied=self.rows.get(framework), integrity="full" if integrity_check else "none"
+        )
+
+    def read_whole(self, dump: Path) -> dict[str, int]:
+        """Read the whole *dump*; return the rows of each table in it.
+
+        :raises Damaged: when it cannot be read to its end, or has none.
+        """
+        counter = Counter()
+        for line in unpacked(dump):
+            counter.line(line)
+        if not counter.complete:
+            raise Damaged(
+                f"The dump {dump} has no end ({TRAILER.decode()!r} is missing): choose another, or take the backup again."
+            )
+        return counter.counts
+
+    # Scratch databases
+
+    def is_live(self, path: str | os.PathLike[str]) -> bool:
+        """Return False: a directory of this host holds no database of a server."""
+        return False
+
+    def scratch(self, dump: Path | None, directory: Path, owner: tuple[int, int]) -> dict[str, str]:
+        """See :meth:`Engine.scratch`: a database of random name; the note in *directory* is there before it is."""
+        name = f"runbook_scratch_{secrets.token_hex(6)}"
+        found = {
+            "engine": self.name,
+            "name": name,
+            "host": self.client.host,
+            "port": str(self.client.port or ""),
+            "user": self.client.login.user,
+            "directory": str(directory),
+        }
+        directory.mkdir(mode=0o700)
+        write_json(directory / SCRATCH_NOTE, found, 0o600)
+        self.create(name)
+        if dump is not None:
+            self.load(dump, name)
+        return found
+
+    def create(self, name: str) -> None:
+        """Make the empty database *name* like the live one, open to the application's user.
+
+        :raises Problem: when nobody of ours may do that.
+        """
+        if not self.has_admin and not may_create(self.client.statements(["SHOW GRANTS"])):
+            raise Problem(self._no_rights())
+        shape = self.client.rows(
+            {"s": "DEFAULT_CHARACTER_SET_NAME", "c": "DEFAULT_COLLATION_NAME"},
+            "FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = DATABASE()",
+        )[0]
+        statements = [f"CREATE DATABASE {identifier(name)} CHARACTER SET {shape['s']} COLLATE {shape['c']}"]
+        if self.has_admin:
+            statements.append(
+                f"GRANT ALL ON {identifier(name.replace('_', chr(92) + '_'))}.* TO {self._account()}"
+            )
+        self.maker.statements(statements, "")
+
+    def _account(self) -> str:
+        """Return the account that the application's user is on the server, quoted."""
+        user, _at, host = self.client.value("SELECT CURRENT_USER()").rpartition("@")
+        return f"{literal(user)}@{literal(host)}"
+
+    def load(self, dump: Path, name: str) -> None:
+        """Restore *dump* into the empty database *name*.
+
+        :raises Problem: at the first error.
+        """
+        if name == self.client.name:
+            raise Problem(
+                f"A backup is never restored into the live database {name}: this is an error of the collection, report it."
+            )
+        with self.maker.options() as options:
+            argv = [
+                tool("mariadb", "mysql"),
+                options,
+                "--default-character-set=utf8mb4",
+                "--init-command=SET SESSION unique_checks=0",
+                name,
+            ]
+            errors = self._feed(argv, unpacked(dump))
+        if errors:
+            said = first_error(errors)
+            raise Problem(
+                f"The backup {dump.parent.name.lstrip('.')} could not be restored into the database {name} at {self.client.address()}: "
+                f"{said.rstrip('.')}; the live database was not touched; {advice(said)}.",
+                "\n".join(errors.splitlines()[-20:]),
+            )
+
+    def _feed(self, argv: list[str], lines: Iterable[bytes]) -> str:
+        """Run *argv* with *lines* as its input; return its errors, "" for success."""
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                argv,
+                cwd="/",
+                env=base_environment(self.maker.login.os_user),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                bufsize=CHUNK,
+                start_new_session=True,
+                **identity(self.maker.login.os_user),
+            )
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    for line in lines:
+                        process.stdin.write(line)
+                    process.stdin.close()
+                code = process.wait()
+            finally:
+                if process.poll() is None:
+                    end_group(process)
+            errors.seek(0)
+            said = errors.read().decode(errors="replace")
+        return "" if code == 0 else said or f"ERROR: it ended with exit code {code}"
+
+    def run_sql(self, sql: bytes, name: str) -> None:
+        """Run the script *sql*, as a dump holds it, in the database *name*.
+
+        :raises Problem: at the first error.
+        """
+        with self.maker.options() as options:
+            errors = self._feed(
+                [tool("mariadb", "mysql"), options, "--default-character-set=utf8mb4", name],
+                sql.splitlines(keepends=True),
+            )
+        if errors:
+            raise self.maker.problem(name, errors)
+
+    def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
+        """See :meth:`Engine.scratch_contents`."""
+        return self.database_contents(scratch["name"], framework)
+
+    def database_contents(self, name: str, framework: str) -> Contents:
+        """Return what the database *name* of this server holds."""
+        return Contents(self.count_rows(name), self.read_applied(framework, name), "full", [])
+
+    def differences(self, scratch: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
+        """See :meth:`Engine.differences`: columns, indexes, foreign keys, views, triggers, routines, events."""
+        return self.catalog_differences(scratch["name"], manifest)
+
+    def catalog_differences(self, name: str, manifest: Mapping[str, Any]) -> list[str]:
+        """Return in words how the definitions in the database *name* differ from those in *manifest*."""
+        found, wanted = self.read_catalog(name), manifest.get("catalog") or {}
+        result = [f"{what} is missing" for what in sorted(set(wanted) - set(found))]
+        result += [f"{what} was not there" for what in sorted(set(found) - set(wanted))]
+        return result + [
+            f"{what} is defined otherwise"
+            for what in sorted(set(found) & set(wanted))
+            if found[what] != wanted[what]
+        ]
+
+    def snapshot(self, scratch: Mapping[str, str]) -> dict[str, Any]:
+        """See :meth:`Engine.snapshot`."""
+        from ansible_collections.runbook.deploy.plugins.module_utils._mysql_losses import fingerprint
+
+        name = scratch["name"]
+        rows = {}
+        for table in self.tables(name):
+            number, total = fingerprint(self.client, name, table, None)
+            rows[table] = f"{number} rows, {total}"
+        return {"schema": self.read_catalog(name), "rows": rows}
+
+    def drop_scratch(self, scratch: Mapping[str, str]) -> None:
+        """See :meth:`Engine.drop_scratch`; only what has a name that we give is ever dropped."""
+        name = str(scratch.get("name") or "")
+        if not SCRATCH.match(name) or name == self.client.name:
+            raise Problem(
+                f"The note of a scratch database names {name!r}, which no trial restore made: nothing was dropped; see {scratch.get('directory')}."
+            )
+        self.drop(name)
+        if scratch.get("directory"):
+            shutil.rmtree(scratch["directory"], ignore_errors=True)
+
+    def drop(self, name: str) -> None:
+        """Remove the database *name*, and what was granted for it."""
+        statements = [f"DROP DATABASE IF EXISTS {identifier(name)}"]
+        self.maker.statements(statements, "")
+        if self.has_admin:
+            with contextlib.suppress(Problem):
+                # Rights outlive their database.
+                self.maker.statements(
+                    [
+                        f"REVOKE ALL ON {identifier(name.replace('_', chr(92) + '_'))}.* FROM {self._account()}"
+                    ],
+                    "",
+                )
+
+
+@contextlib.contextmanager
+def packing(target: Path, handle: int) -> Iterator[BinaryIO]:
+    """Yield a stream that compresses into the open file *handle*, by zstd where *target* is named so.
+
+    :raises OSError: when there is no room for it.
+    """
+    if not target.name.endswith(".zst"):
+        with (
+            os.fdopen(os.dup(handle), "wb") as raw,
+            gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6) as stream,
+        ):
+            yield stream  # type: ignore[misc]
+        return
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [tool("zstd"), "--quiet", "-3", "-T2", "--stdout"],
+            stdin=subprocess.PIPE,
+            stdout=handle,
+            stderr=errors,
+            bufsize=CHUNK,
+        )
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                yield process.stdin  # type: ignore[misc]
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        errors.seek(0)
+        if code:
+            said = errors.read().decode(errors="replace").strip() or f"zstd ended with exit code {code}"
+            raise OSError(28 if "No space" in said else 5, said)
+
+
+def unpacked(dump: Path) -> Iterator[bytes]:
+    """Yield the lines of *dump*.
+
+    :raises Damaged: when it cannot be decompressed to its end.
+    """
+    if not dump.name.endswith(".zst"):
+        try:
+            with gzip.open(dump, "rb") as stream:
+                yield from stream
+        except (OSError, EOFError) as error:
+            raise Damaged(
+                f"The dump {dump} cannot be read whole: {error}; check the disk, and take the backup again."
+            ) from error
+        return
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [tool("zstd"), "--quiet", "--decompress", "--stdout", str(dump)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=CHUNK,
+        )
+        try:
+            yield from process.stdout
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        errors.seek(0)
+        if code:
+            said = first_error(errors.read().decode(errors="replace"))
+            raise Damaged(
+                f"The dump {dump} cannot be read whole: {said.rstrip('.')}; check the disk, and take the backup again."
+            )

@@ -1,0 +1,189 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Talk to a MySQL or MariaDB server through its own clients.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ansible_collections.runbook.deploy.plugins.module_utils._backup import owner_of
+from ansible_collections.runbook.deploy.plugins.module_utils._command import redact, run
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+# Seconds for a connection, a statement of ours, and a lock that another session holds.
+CONNECT = 10
+STATEMENT = 600.0
+LOCK_SECONDS = 30
+
+
+class Login(NamedTuple):
+    """Who logs in: a user of the server, its password, and the operating system's user for a login by the socket."""
+
+    user: str
+    password: str
+    os_user: str | None
+
+
+def identifier(name: str) -> str:
+    """Return *name* quoted as an identifier."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def literal(text: str) -> str:
+    """Return *text* quoted as a string, for every SQL mode that keeps the backslash."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def tool(*names: str) -> str:
+    """Return the path of the first client of *names* that is installed.
+
+    :raises Problem: when none is.
+    """
+    for name in names:
+        found = shutil.which(name) or shutil.which(name, path="/usr/local/bin:/usr/bin:/bin")
+        if found:
+            return found
+    raise Problem(
+        f"The program {names[0]} is not installed on this host: install it (apt-get install mariadb-client)."
+    )
+
+
+def option(text: str) -> str:
+    """Return *text* as a value in an option file: quoted, so that a '#' or a space is part of it."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class Client:
+    """The server of ``app_database``, seen as one of its users.
+
+    :param database: ``app_database``; :param login: who logs in.
+    """
+
+    def __init__(self, database: Mapping[str, Any], login: Login) -> None:
+        self.name = str(database["name"])
+        self.host = str(database.get("host") or "")
+        self.port = database.get("port")
+        self.login = login
+        self.secrets = [login.password] if login.password else []
+
+    def address(self) -> str:
+        """Return where the server is, in words."""
+        return f"{self.host or 'the local socket'}{f':{self.port}' if self.port else ''}"
+
+    @contextlib.contextmanager
+    def options(self) -> Iterator[str]:
+        """Yield the argument that names a file (0600) with host, user and password; it is gone afterwards."""
+        lines = ["[client]"]
+        if self.login.user:
+            lines.append(f"user={option(self.login.user)}")
+        if self.login.password:
+            lines.append(f"password={option(self.login.password)}")
+        if self.host.startswith("/"):
+            lines.append(f"socket={option(self.host)}")
+        elif self.host:
+            lines.append(f"host={option(self.host)}")
+            # "localhost" means the socket to these clients, unless a port says otherwise.
+            lines += ["protocol=tcp"] if self.port else []
+        if self.port and not self.host.startswith("/"):
+            lines.append(f"port={self.port}")
+        handle, path = tempfile.mkstemp(prefix="runbook-", suffix=".cnf")
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write("\n".join(lines) + "\n")
+            os.chown(path, *owner_of(self.login.os_user))
+            yield f"--defaults-extra-file={path}"
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def mysql(self, options: str) -> list[str]:
+        """Return the beginning of a command of the client; *options* must come first."""
+        return [
+            tool("mariadb", "mysql"), options, f"--connect-timeout={CONNECT}", "--default-character-set=utf8mb4", "--batch",
+            "--raw", "--skip-column-names", "--quick",
+            f"--init-command=SET SESSION lock_wait_timeout={LOCK_SECONDS}, time_zone='+00:00'",
+        ]  # fmt: skip
+
+    def statements(
+        self, statements: Sequence[str], database: str | None = None, timeout: float = STATEMENT
+    ) -> str:
+        """Run *statements* in one session, *database* "" for none; return their output.
+
+        :raises Problem: with the server's words.
+        """
+        chosen = self.name if database is None else database
+        with self.options() as options:
+            argv = [*self.mysql(options), "-e", ";\n".join(statements), *([chosen] if chosen else [])]
+            done = run(argv, cwd="/", user=self.login.os_user, timeout=timeout, secrets=self.secrets)
+        if done.rc != 0:
+            raise self.problem(chosen, done.stderr, done.timed_out, timeout)
+        return done.stdout
+
+    def rows(
+        self, columns: Mapping[str, str], rest: str, database: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the rows of ``SELECT columns rest`` as mappings.
+
+        :param columns: name to expression. JSON carries the values, as the client's own output hides what is in them.
+        """
+        pairs = ", ".join(f"{literal(name)}, {expression}" for name, expression in columns.items())
+        out = self.statements([f"SELECT JSON_OBJECT({pairs}) {rest}"], database)
+        return [json.loads(line, strict=False) for line in out.splitlines() if line.strip()]
+
+    def value(self, sql: str, database: str | None = None) -> str:
+        """Return the only value that *sql* answers with."""
+        return self.statements([sql], database).strip()
+
+    def problem(
+        self, database: str, stderr: str, timed_out: bool = False, timeout: float = STATEMENT
+    ) -> Problem:
+        """Return the Problem for a client that failed."""
+        said = f"no answer within {timeout:g} s" if timed_out else first_error(stderr)
+        return Problem(
+            f"MySQL at {self.address()} refused what was asked of the database {database!r} as user "
+            f"{self.login.user or self.login.os_user or 'of the system'}: {said.rstrip('.')}; {advice(said)}.",
+            "\n".join(redact(stderr, self.secrets).splitlines()[-20:]),
+        )
+
+
+def first_error(stderr: str) -> str:
+    """Return the first line of *stderr* that says what is wrong."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    wrong = [line for line in lines if "ERROR" in line or "error" in line.lower()]
+    text = (wrong or lines or ["no reason was given"])[0]
+    return re.sub(r"^.*?ERROR (\d+)(?: \(\w+\))?(?: at line \d+)?: ", r"error \1: ", text)
+
+
+def advice(said: str) -> str:
+    """Return what to do about the server's words *said* (error numbers: the server's reference manual)."""
+    if "1049" in said:
+        return "create it, or correct app_database.name"
+    if "1045" in said or "1698" in said:
+        return "correct the user and password of app_database (or app_database_admin)"
+    if any(number in said for number in ("1044", "1142", "1227", "1370")):
+        return "grant that right, or name a user that has it in app_database_admin"
+    if "2002" in said or "2003" in said or "2013" in said or "2006" in said or "no answer" in said:
+        return "start the server, or correct app_database.host and app_database.port"
+    if "1205" in said:
+        return "another session holds a lock: end its transaction (SHOW PROCESSLIST) and try again"
+    return "see the server's log, correct that and try again"
+
+
+def version(text: str) -> tuple[int, ...]:
+    """Return the version in *text*: the server's own, or of ``--version``, where MariaDB's own number follows ``Distrib``."""
+    found = re.search(
+        r"(?:Distrib |Ver |from )?(\d+)\.(\d+)\.(\d+)",
+        re.sub(r"Ver \d+\.\d+ +(?:Distrib|for)", "Distrib", text),
+    )
+    return tuple(int(part) for part in found.groups()) if found else ()

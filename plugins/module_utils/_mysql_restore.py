@@ -1,0 +1,240 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Put the tables of a restored MySQL or MariaDB database in the place of the live ones: one atomic RENAME TABLE.
+
+A table with a trigger cannot be renamed into another database (error 1435), and views, routines and events do not move at all.
+So these are read from both databases as scripts, dropped, and made again where they belong. Both scripts lie on the
+disk before the first of them is dropped, so that a run that was killed is healed by the next one.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.runbook.deploy.plugins.module_utils._backup import differences
+from ansible_collections.runbook.deploy.plugins.module_utils._command import run
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
+    read_json,
+    write_atomic,
+    write_json,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._mysql import Mysql
+from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client import identifier, tool
+from ansible_collections.runbook.deploy.plugins.module_utils._mysql_losses import losses
+from ansible_collections.runbook.deploy.plugins.module_utils._openers import Opener
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._restore import Restorer
+
+STAGED = re.compile(r"_restore_[0-9a-f]{8}$")
+LONGEST_NAME = 64
+# Beside the backups: the scripts of a swap that has begun.
+NOTES = ".swap-mysql"
+
+
+class MysqlRestorer(Restorer):
+    """The engine ``mysql``: the tables of a new database take the places of the live ones."""
+
+    engine: Mysql
+
+    def __init__(self, engine: Mysql) -> None:
+        super().__init__(engine)
+        self.live = engine.client.name
+        self.staged: str | None = None
+        self.framework = "none"
+        self.notes: Path | None = None
+
+    def space(self, size: int) -> list[tuple[Path, int]]:
+        """See :meth:`Restorer.space`: it lies with the server, whose disk cannot be looked at from here."""
+        return []
+
+    def names(self, kind: str) -> str:
+        """Return a new name: made of the live database's for an administrator, else one of those the user may use."""
+        ending = f"_restore_{secrets.token_hex(4)}"
+        if kind == "broken":
+            ending = f"_broken_{time.strftime('%Y%m%dt%H%M%S', time.gmtime())}"
+        stem = self.live if self.engine.has_admin else f"runbook_{self.live}"
+        return stem[: LONGEST_NAME - len(ending)] + ending
+
+    def losses(self, backup: Path, present: Path | None, framework: str) -> dict[str, dict[str, Any]]:
+        """See :meth:`Restorer.losses`: the backup is restored for it, and compared with the live database."""
+        del present
+        self.framework = framework
+        self.notes = backup.parents[1] / NOTES
+        return losses(self.engine.maker, self.live, self.stage(backup, None), framework)
+
+    def tidy(self, backups: Path | None = None) -> None:
+        """See :meth:`Restorer.tidy`: half-made databases go, and a swap that was cut short is undone or ended."""
+        notes = (backups or Path("/nonexistent")) / NOTES
+        swap = None
+        with contextlib.suppress(ValueError, OSError):
+            swap = read_json(notes / "swap.json")
+        if isinstance(swap, dict):
+            self._heal(notes, swap)
+        shutil.rmtree(notes, ignore_errors=True)
+        stem = STAGED.sub("", self.names("restore"))
+        found = self.engine.maker.rows({"n": "SCHEMA_NAME"}, "FROM information_schema.SCHEMATA", "")
+        for row in found:
+            if STAGED.search(row["n"]) and STAGED.sub("", row["n"]) == stem:
+                self.engine.drop(row["n"])
+
+    def _heal(self, notes: Path, swap: Mapping[str, Any]) -> None:
+        """Make again what the swap of *notes* had dropped, where the tables are now."""
+        moved = (
+            bool(self.engine.tables(swap["kept"], self.engine.maker)) if self._exists(swap["kept"]) else False
+        )
+        for place, script in ((self.live, "staged.sql" if moved else "live.sql"), (swap["kept"], "live.sql")):
+            if place == self.live or moved:
+                self._drop_extras(place)
+                self.engine.run_sql((notes / script).read_bytes(), place)
+        if not moved and self._exists(swap["kept"]):
+            self.engine.drop(swap["kept"])
+
+    def _exists(self, name: str) -> bool:
+        rows = self.engine.maker.rows({"n": "SCHEMA_NAME"}, "FROM information_schema.SCHEMATA", "")
+        return name in {row["n"] for row in rows}
+
+    def stage(self, dump: Path, user: str | None) -> str:
+        """See :meth:`Restorer.stage`; the same database is answered when it was made before."""
+        del user
+        if self.staged is None:
+            self.notes = dump.parents[1] / NOTES
+            self.staged = self.names("restore")
+            self.engine.create(self.staged)
+            self.engine.load(dump, self.staged)
+        return self.staged
+
+    def staged_differences(self, staged: Any, manifest: Mapping[str, Any]) -> list[str]:
+        """See :meth:`Restorer.staged_differences`."""
+        contents = self.engine.database_contents(staged, manifest.get("framework", "none"))
+        return differences(manifest, contents) + self.engine.catalog_differences(staged, manifest)
+
+    def discard(self) -> None:
+        """See :meth:`Restorer.discard`."""
+        if self.staged is not None:
+            with contextlib.suppress(Problem):
+                self.engine.drop(self.staged)
+            self.staged = None
+
+    def settle(self) -> None:
+        """See :meth:`Restorer.settle`: a server is always at rest between two transactions."""
+
+    def mark(self) -> Any:
+        """See :meth:`Restorer.mark`: rows are counted again after the tables are out of everybody's reach."""
+        return None
+
+    def stop(self, root: Path, timeout: float) -> list[Opener]:
+        """See :meth:`Restorer.stop`: a session stays, and finds the other tables under the same names."""
+        return []
+
+    def swap(
+        self, mark: Any, root: Path, timeout: float, *, lost: dict[str, Any], consent: bool
+    ) -> tuple[bool, str | None, list[Opener]]:
+        """See :meth:`Restorer.swap`.
+
+        After the rename nobody writes to the former tables any more, so that the count is final; without consent to what it
+        finds they are renamed back.
+        """
+        del mark, root, timeout
+        assert self.staged is not None and self.notes is not None
+        kept = self.names("broken")
+        engine = self.engine
+        self.notes.mkdir(mode=0o700, exist_ok=True)
+        for script, name in (("live.sql", self.live), ("staged.sql", self.staged)):
+            write_atomic(self.notes / script, self._extras(name).decode("utf-8", "surrogateescape"), 0o600)
+        engine.create(kept)
+        write_json(self.notes / "swap.json", {"kept": kept, "staged": self.staged}, 0o600)
+        self._drop_extras(self.live)
+        self._drop_extras(self.staged)
+        self._rename([(self.live, kept), (self.staged, self.live)])
+        engine.run_sql((self.notes / "staged.sql").read_bytes(), self.live)
+        again = losses(engine.maker, kept, self.live, self.framework)
+        if again and again != lost and not consent:
+            self._drop_extras(self.live)
+            self._rename([(self.live, self.staged), (kept, self.live)])
+            engine.run_sql((self.notes / "live.sql").read_bytes(), self.live)
+            engine.run_sql((self.notes / "staged.sql").read_bytes(), self.staged)
+            shutil.rmtree(self.notes, ignore_errors=True)
+            engine.drop(kept)
+            return False, None, []
+        lost.clear()
+        lost.update(again)
+        engine.run_sql((self.notes / "live.sql").read_bytes(), kept)
+        shutil.rmtree(self.notes, ignore_errors=True)
+        engine.drop(self.staged)
+        self.staged = None
+        return True, kept, []
+
+    def _rename(self, moves: list[tuple[str, str]]) -> None:
+        """Move all ordinary tables, of each (from, to), in one atomic statement."""
+        maker = self.engine.maker
+        parts = [
+            f"{identifier(source)}.{identifier(table)} TO {identifier(target)}.{identifier(table)}"
+            for source, target in moves
+            for table in self.engine.tables(source, maker)
+        ]
+        if parts:
+            maker.statements(["SET SESSION foreign_key_checks = 0", f"RENAME TABLE {', '.join(parts)}"], "")
+
+    def _views(self, name: str) -> list[str]:
+        rows = self.engine.maker.rows(
+            {"n": "TABLE_NAME"},
+            "FROM information_schema.VIEWS WHERE TABLE_SCHEMA = DATABASE() ORDER BY 1",
+            name,
+        )
+        return [row["n"] for row in rows]
+
+    def _extras(self, name: str) -> bytes:
+        """Return the script that makes the triggers, routines, events and views of the database *name* again."""
+        engine = self.engine
+        result = b""
+        with engine.maker.options() as options:
+            command = engine.dump_command(
+                options, name, "--no-data", "--no-create-info", "--skip-lock-tables", "--add-drop-trigger"
+            )
+            scripts = [command]
+            views = self._views(name)
+            if views:
+                scripts.append(
+                    [tool("mariadb-dump", "mysqldump"), options, "--no-data", "--skip-triggers", "--skip-lock-tables",
+                     "--default-character-set=utf8mb4", "--no-tablespaces", name, *views]
+                )  # fmt: skip
+            for argv in scripts:
+                done = run(
+                    argv, cwd="/", user=engine.maker.login.os_user, timeout=600, secrets=engine.maker.secrets
+                )
+                if done.rc != 0:
+                    raise engine.maker.problem(name, done.stderr, done.timed_out)
+                result += done.stdout.encode()
+        return result
+
+    def _drop_extras(self, name: str) -> None:
+        """Drop the triggers, views, routines and events of the database *name*."""
+        maker = self.engine.maker
+        statements = []
+        for kind, column, table, where in (
+            ("TRIGGER", "TRIGGER_NAME", "TRIGGERS", "TRIGGER_SCHEMA"),
+            ("VIEW", "TABLE_NAME", "VIEWS", "TABLE_SCHEMA"),
+            ("EVENT", "EVENT_NAME", "EVENTS", "EVENT_SCHEMA"),
+        ):
+            rows = maker.rows(
+                {"n": column}, f"FROM information_schema.{table} WHERE {where} = DATABASE()", name
+            )
+            statements += [f"DROP {kind} IF EXISTS {identifier(row['n'])}" for row in rows]
+        rows = maker.rows(
+            {"n": "ROUTINE_NAME", "k": "ROUTINE_TYPE"},
+            "FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = DATABASE()",
+            name,
+        )
+        statements += [f"DROP {row['k']} IF EXISTS {identifier(row['n'])}" for row in rows]
+        if statements:
+            maker.statements(statements, name)
