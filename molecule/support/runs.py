@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -52,6 +53,13 @@ class Run:
                 break
             block.append(line)
         return "\n".join(block)
+
+    def line(self, pattern: str) -> str:
+        """The line of the report that has what `pattern` matches; there has to be one."""
+        for line in self.report.splitlines():
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"no line with {pattern!r} in the report of {self}")
 
     def count(self, host: str) -> int:
         """Module executions on `host`."""
