@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOPTED
+from ansible_collections.runbook.deploy.plugins.module_utils._restore import describe
 from ansible_collections.runbook.deploy.plugins.module_utils._state import mismatches
 
 TITLES = {
@@ -82,6 +83,28 @@ def live_on_primary(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return serving((facts.get("states") or {}).get(facts.get("primary")) or {})
 
 
+def restored(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return in words what a restore of the run *record* did: ``restored``, ``lost`` and ``kept``; empty without one."""
+    done = [
+        phase.get("result") or {}
+        for phase in record.get("phases") or []
+        if phase.get("phase") == "restore" and phase.get("state") == "done"
+    ]
+    if not done or not done[-1].get("restored"):
+        return {}
+    result = done[-1]
+    found = {
+        "restored": f"backup {result['restored']}",
+        "lost": describe(result["lost"])
+        if result.get("lost")
+        else "no write: there was none since the backup",
+    }
+    if result.get("kept"):
+        safety = f", and as backup {result['safety']}" if result.get("safety") else ""
+        found["kept"] = f"the database before, as {result['kept']}{safety}"
+    return found
+
+
 def terminal(facts: Mapping[str, Any]) -> list[str]:
     """Return the last lines of a run.
 
@@ -96,6 +119,7 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
     said = [failure.get("reason") for failure in facts.get("failures") or []]
     if plan.get("level") and plan["reason"] not in said:
         lines.append(f"  decision  {plan['level']}: {plan['reason']}")
+    lines += [f"  {label:<9} {text}" for label, text in restored(record).items()]
     live = live_on_primary(facts)
     if live is not None and facts.get("url"):
         lines.append(f"  address   {facts['url']}")
@@ -149,6 +173,9 @@ def markdown(facts: Mapping[str, Any]) -> str:
         lines += ["", "## What failed", "", "```", *failure_lines(failures), "```"]
     if plan.get("level"):
         lines += ["", "## Rollback decision", "", f"**{plan['level']}**: {plan['reason']}"]
+    told = restored(record)
+    if told:
+        lines += ["", "## Restore", "", *_table(("", ""), list(told.items()))]
     if facts.get("forecast"):
         rows = [(row["phase"], row["level"], row["reason"]) for row in facts["forecast"]]
         lines += ["", "## What would have been done, decided before the start", ""]

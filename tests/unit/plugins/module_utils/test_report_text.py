@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._report import host_sentence, status, terminal
+from ansible_collections.runbook.deploy.plugins.module_utils._report import (
+    host_sentence,
+    markdown,
+    status,
+    terminal,
+)
 
 
 def service(name: str = "web", **fields: Any) -> dict[str, Any]:
@@ -78,3 +83,30 @@ def test_the_adopted_installation_serves_where_nothing_of_ours_does() -> None:
     assert "nothing needs attention." in shown(found)
     stopped = state(quiet, current=None, adopted={**old, "active": False})
     assert "serves nothing" in host_sentence(stopped)
+
+
+def told(kind: str = "done", **result: Any) -> tuple[str, str]:
+    """The terminal's lines and the report of a rollback whose restore answered *result*."""
+    phases = [{"phase": "restore", "state": kind, "result": result, "begun": "t"}]
+    facts = {
+        "application": "shop",
+        "stage": "test",
+        "verdict": "success",
+        "record": {"id": "r", "phases": phases},
+    }
+    return "\n".join(terminal(facts)), markdown(facts)
+
+
+def test_a_restore_says_what_it_lost_and_where_the_former_database_is() -> None:
+    lost = {"notes": {"inserts": 3, "updates": 1, "deletes": 0}}
+    for text in told(restored="b1", kept="shop_broken_1", safety="b2", lost=lost):
+        assert "backup b1" in text
+        assert "notes: 3 inserts, 1 update" in text
+        assert "the database before, as shop_broken_1, and as backup b2" in text
+    assert "no write: there was none" in told(restored="b1", kept=None, safety=None, lost={})[0]
+
+
+def test_without_a_restore_nothing_is_said_of_one() -> None:
+    for text in (*told("failed"), *told("failed", restored="b1", lost={})):
+        assert "kept" not in text
+        assert "backup b1" not in text
