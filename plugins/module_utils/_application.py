@@ -15,7 +15,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ansible_collections.runbook.deploy.plugins.module_utils._command import DEFAULT_PATH, parse_environment
+from ansible_collections.runbook.deploy.plugins.module_utils._command import (
+    DEFAULT_PATH,
+    parse_environment,
+    secret,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, read_json
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -106,7 +110,7 @@ class Installed(NamedTuple):
 
     ``path``: the release's directory; ``cwd``: where manage.py is; ``environment_path``: the Python environment, None
     where the release has none; ``variables``: as :func:`instance_variables`; ``secrets``: the values of
-    app_environment.
+    app_environment that are not shown anyway.
     """
 
     layout: Layout
@@ -193,5 +197,11 @@ def installed(params: Mapping[str, Any], secrets: Iterable[str] = ()) -> Install
             f"app_directory {directory!r} is no directory of the release {str(path)!r}: correct app_directory."
         )
     return Installed(
-        layout, path, cwd, environment_path, params["user"], variables, list(environment.values())
+        layout,
+        path,
+        cwd,
+        environment_path,
+        params["user"],
+        variables,
+        secret([*environment.values(), *secrets], [str(layout.root)]),
     )

@@ -97,6 +97,15 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
+def secret(values: Iterable[str], public: Iterable[str]) -> list[str]:
+    """Return those of *values* that are not part of a text of *public*, which is shown anyway.
+
+    A database and its role are often named like the application: hiding that name would hide each path of it.
+    """
+    texts = [str(text) for text in public if text]
+    return [value for value in values if not any(value in text for text in texts)]
+
+
 def identity(user: str | None) -> dict[str, Any]:
     """Return the arguments that make ``subprocess.Popen`` run as *user*; none when we already are.
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._command import secret
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     SOCKET_PATH_LIMIT,
     Layout,
@@ -204,8 +205,9 @@ class Instance:
 
     @property
     def secrets(self) -> list[str]:
-        """The values that may not be shown."""
-        return secret_values(self.variables)
+        """The values that may not be shown; what every message and visitor sees is none."""
+        public = [str(self.layout.root), self.document.get("host_header") or ""]
+        return secret(secret_values(self.variables), public)
 
     def placeholders(self, service: Mapping[str, Any]) -> dict[str, str]:
         """Return what the placeholders of the command of *service* stand for."""

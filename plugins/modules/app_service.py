@@ -489,6 +489,8 @@ def main() -> None:
             evidence="",
         )
     else:
+        for warning in answer.pop("warnings", []):
+            module.warn(warning)
         module.exit_json(**answer)
 
 

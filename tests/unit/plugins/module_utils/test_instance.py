@@ -200,6 +200,20 @@ def made(layout: Layout, services: list[dict[str, Any]]) -> instance.Instance:
     return instance.Instance(layout, ID, document, {"KEY": "secret value", "RUNBOOK_RELEASE": "r1"})
 
 
+def test_what_is_shown_anyway_is_no_secret() -> None:
+    """A database that is named like the application, and the site's own name, are in every message."""
+    layout = Layout("/srv/goexplorer")
+    document = {"host_header": "www.goexplorer.example", "release": "r1"}
+    variables = {
+        "DB_USER": "goexplorer",
+        "HOSTS": "www.goexplorer.example",
+        "KEY": "goexplorer-7f0c",
+        "PASS": "pw",
+    }
+    found = instance.Instance(layout, ID, document, variables)
+    assert found.secrets == ["goexplorer-7f0c", "pw"]
+
+
 def test_instance_files(tmp_path: Path) -> None:
     """Written, read back, and removed to the last; nobody else may read them."""
     layout = Layout(tmp_path)
