@@ -1,7 +1,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Put the tables of a restored MySQL or MariaDB database in the place of the live ones: one atomic RENAME TABLE.
+"""Put the tables of a restored MySQL or MariaDB database in the place of the live ones, by RENAME TABLE.
 
 A table with a trigger cannot be renamed into another database (error 1435), and views, routines and events do not move at all.
 So these are read from both databases as scripts, dropped, and made again where they belong. Both scripts lie on the
@@ -88,16 +88,18 @@ class MysqlRestorer(Restorer):
                 self.engine.drop(row["n"])
 
     def _heal(self, notes: Path, swap: Mapping[str, Any]) -> None:
-        """Make again what the swap of *notes* had dropped, where the tables are now."""
-        moved = (
-            bool(self.engine.tables(swap["kept"], self.engine.maker)) if self._exists(swap["kept"]) else False
-        )
-        for place, script in ((self.live, "staged.sql" if moved else "live.sql"), (swap["kept"], "live.sql")):
-            if place == self.live or moved:
-                self._drop_extras(place)
-                self.engine.run_sql((notes / script).read_bytes(), place)
-        if not moved and self._exists(swap["kept"]):
-            self.engine.drop(swap["kept"])
+        """Make again what the swap of *notes* had dropped, where the tables are now; half a swap is undone."""
+        maker, kept = self.engine.maker, str(swap["kept"])
+        former = self._exists(kept) and bool(self.engine.tables(kept, maker))
+        if former and not self.engine.tables(self.live, maker):
+            self._rename(kept, self.live)
+            former = False
+        scripts = [(self.live, "staged.sql"), (kept, "live.sql")] if former else [(self.live, "live.sql")]
+        for place, script in scripts:
+            self._drop_extras(place)
+            self.engine.run_sql((notes / script).read_bytes(), place)
+        if not former and self._exists(kept):
+            self.engine.drop(kept)
 
     def _exists(self, name: str) -> bool:
         rows = self.engine.maker.rows({"n": "SCHEMA_NAME"}, "FROM information_schema.SCHEMATA", "")
@@ -141,8 +143,8 @@ class MysqlRestorer(Restorer):
     ) -> tuple[bool, str | None, list[Opener]]:
         """See :meth:`Restorer.swap`.
 
-        After the rename nobody writes to the former tables any more, so that the count is final; without consent to what it
-        finds they are renamed back.
+        When the live tables have another name nobody can write to them any more, so that the count is final; without consent to
+        what it finds they are renamed back.
         """
         del mark, root, timeout
         assert self.staged is not None and self.notes is not None
@@ -155,17 +157,18 @@ class MysqlRestorer(Restorer):
         write_json(self.notes / "swap.json", {"kept": kept, "staged": self.staged}, 0o600)
         self._drop_extras(self.live)
         self._drop_extras(self.staged)
-        self._rename([(self.live, kept), (self.staged, self.live)])
-        engine.run_sql((self.notes / "staged.sql").read_bytes(), self.live)
-        again = losses(engine.maker, kept, self.live, self.framework)
+        # Two steps: between them nobody can write to either, so that the count is final. Whoever comes then is refused.
+        self._rename(self.live, kept)
+        again = losses(engine.maker, kept, self.staged, self.framework)
         if again and again != lost and not consent:
-            self._drop_extras(self.live)
-            self._rename([(self.live, self.staged), (kept, self.live)])
+            self._rename(kept, self.live)
             engine.run_sql((self.notes / "live.sql").read_bytes(), self.live)
             engine.run_sql((self.notes / "staged.sql").read_bytes(), self.staged)
             shutil.rmtree(self.notes, ignore_errors=True)
             engine.drop(kept)
             return False, None, []
+        self._rename(self.staged, self.live)
+        engine.run_sql((self.notes / "staged.sql").read_bytes(), self.live)
         lost.clear()
         lost.update(again)
         engine.run_sql((self.notes / "live.sql").read_bytes(), kept)
@@ -174,12 +177,11 @@ class MysqlRestorer(Restorer):
         self.staged = None
         return True, kept, []
 
-    def _rename(self, moves: list[tuple[str, str]]) -> None:
-        """Move all ordinary tables, of each (from, to), in one atomic statement."""
+    def _rename(self, source: str, target: str) -> None:
+        """Move all ordinary tables of the database *source* to *target*, in one atomic statement."""
         maker = self.engine.maker
         parts = [
             f"{identifier(source)}.{identifier(table)} TO {identifier(target)}.{identifier(table)}"
-            for source, target in moves
             for table in self.engine.tables(source, maker)
         ]
         if parts:
