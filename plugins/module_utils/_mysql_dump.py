@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -105,7 +106,7 @@ def unpacked(dump: Path) -> Iterator[bytes]:
         try:
             with gzip.open(dump, "rb") as stream:
                 yield from stream
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise Damaged(
                 f"The dump {dump} cannot be read whole: {error}; check the disk, and take the backup again."
             ) from error

@@ -236,7 +236,8 @@ class Mariadb(Server):
         self.socket = self.directory / "s"
         self.run(
             *(install, "--no-defaults", f"--datadir={self.data}", "--skip-test-db"),
-            "--auth-root-authentication-method=normal",
+            # Two of them at the same time would meet in /tmp.
+            *("--auth-root-authentication-method=normal", f"--tmpdir={self.directory}"),
         )
         self.start()
         self.sql(f"CREATE USER app@'%' IDENTIFIED BY '{PASSWORD}'", None)
@@ -248,6 +249,7 @@ class Mariadb(Server):
             *("--no-defaults", f"--datadir={self.data}", f"--socket={self.socket}", f"--port={self.port}"),
             *(
                 "--bind-address=127.0.0.1",
+                f"--tmpdir={self.directory}",
                 "--innodb-flush-log-at-trx-commit=2",
                 f"--pid-file={self.directory}/pid",
             ),

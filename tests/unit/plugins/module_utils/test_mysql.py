@@ -153,7 +153,7 @@ def test_a_backup_says_what_it_holds_and_is_proved(layout: Layout, server: Serve
 
 
 def test_counts_are_those_of_the_dump_while_somebody_writes(layout: Layout, server: Server) -> None:
-    stop = threading.Event()
+    stop, begun = threading.Event(), threading.Event()
 
     def write() -> None:
         connection = server.connect()
@@ -161,10 +161,12 @@ def test_counts_are_those_of_the_dump_while_somebody_writes(layout: Layout, serv
             while not stop.is_set():
                 cursor.execute("INSERT INTO note (body) VALUES ('more')")
                 connection.commit()
+                begun.set()
         connection.close()
 
     writer = threading.Thread(target=write)
     writer.start()
+    assert begun.wait(10)
     try:
         for number in range(3):
             take(layout, server, id=f"w{number}")

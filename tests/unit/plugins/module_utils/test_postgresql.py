@@ -134,7 +134,7 @@ def test_a_backup_says_what_it_holds_and_is_proved(layout: Layout, server: Serve
 
 
 def test_counts_are_those_of_the_dump_while_somebody_writes(layout: Layout, server: Server) -> None:
-    stop = threading.Event()
+    stop, begun = threading.Event(), threading.Event()
 
     def write() -> None:
         with server.connect() as connection:
@@ -142,9 +142,11 @@ def test_counts_are_those_of_the_dump_while_somebody_writes(layout: Layout, serv
                 connection.execute("INSERT INTO note (body) VALUES ('more')")
                 connection.execute("DELETE FROM note WHERE id = (SELECT min(id) FROM note) AND id % 3 = 0")
                 connection.commit()
+                begun.set()
 
     writer = threading.Thread(target=write)
     writer.start()
+    assert begun.wait(10)
     try:
         for number in range(3):
             # A count of another moment than the dump's would differ from the trial restore's.
