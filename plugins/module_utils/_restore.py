@@ -150,7 +150,7 @@ def require_consent(order: Order, lost: Mapping[str, Any], stopped: list[Opener]
     after = " after its processes were stopped (start the services again)" if stopped else ""
     raise Problem(
         f"Restoring the backup {order.backup} would lose writes made since it was taken: {describe(lost)}; the database "
-        f"was not changed{after}; to restore all the same, set consent to true: the present database is kept.",
+        f"was not changed{after}; to restore all the same, accept that with -e rollback_consent=true: the present database is kept.",
         lost=dict(lost),
     )
 

@@ -59,7 +59,7 @@ def test_without_consent_the_answer_says_what_would_be_lost(run):
     assert answer["failed"] is True
     assert answer["lost"] == LOST
     assert "note: 1 insert" in answer["msg"]
-    assert "set consent to true" in answer["msg"]
+    assert "-e rollback_consent=true" in answer["msg"]
     assert ask(run.path, "SELECT count(*) FROM note") == [(4,)]
 
 
