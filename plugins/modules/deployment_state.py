@@ -185,7 +185,7 @@ state:
       elements: dict
       sample: [{code: root_missing, message: "app_root '/srv/shop' does not exist on this host: run playbooks/setup.yml first."}]
     warnings:
-      description: What is not as it should be and stops nothing, as code and message.
+      description: What is not as it should be and stops nothing, as code and message. With O(resolve=true) each is a warning of the module, too.
       type: list
       elements: dict
     settled:
@@ -340,6 +340,9 @@ def main() -> None:
             own=(params["record"] or {}).get("id"),
         )
         if params["resolve"] and (state["exists"] or module.check_mode):
+            # Before a deployment they are told while there is time to do something about them.
+            for warning in state["warnings"]:
+                module.warn(warning["message"])
             result["wanted"] = wanted = compare(layout, state, params, module.check_mode)
             if wanted["note"]:
                 module.warn(wanted["note"])

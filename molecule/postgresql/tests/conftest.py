@@ -134,11 +134,20 @@ def step(
 ) -> Callable[..., SimpleNamespace]:
     """Run a playbook while everybody writes; return what was seen, and look for secrets wherever they must not be."""
 
-    def run(name: str, *words: str, quiet: bool = False) -> SimpleNamespace:
+    def run(
+        name: str,
+        *words: str,
+        quiet: bool = False,
+        meanwhile: contextlib.AbstractContextManager | None = None,
+    ) -> SimpleNamespace:
         before = SimpleNamespace(
             backups=backups(site), kept=server.kept(), book=set(book.acknowledged), objects=server.objects()
         )
-        with site.commands() as seen, contextlib.nullcontext() if quiet else writing() as traffic:
+        with (
+            site.commands() as seen,
+            contextlib.nullcontext() if quiet else writing() as traffic,
+            meanwhile or contextlib.nullcontext(),
+        ):
             done = site.playbook(name, *words)
         told(done)
         disclosed = [f"process {each}" for each in in_text(secrets, "\n".join(seen))]

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -14,32 +16,49 @@ import pytest
 DUMPING = "for i in $(seq 3000); do pgrep -x pg_dump >/dev/null && exit 0; sleep 0.02; done; exit 1"
 
 
-def while_dumping(site, server, step, action: str) -> SimpleNamespace:
-    """Deploy v2.8 and do `action` on the host while its dump waits for a table that somebody holds."""
-    found: dict[str, SimpleNamespace] = {}
-    with server.locked("auth_group"):
-        running = threading.Thread(target=lambda: found.update(done=step("deploy", "-e", "version=v2.8")))
-        running.start()
+@contextlib.contextmanager
+def when_dumping(site, server, action: str) -> Iterator[None]:
+    """Do `action` on the host when a dump waits for a table that somebody holds; the server runs again in the end."""
+    failed: list[BaseException] = []
+
+    def act() -> None:
         try:
-            site.run("sh", "-c", f"{DUMPING}")
-            # It has its snapshot and waits.
-            time.sleep(0.3)
-            site.run("sh", "-c", action)
+            with server.locked("auth_group"):
+                ready.set()
+                site.run("sh", "-c", DUMPING)
+                # It has its snapshot, and waits.
+                time.sleep(0.3)
+                site.run("sh", "-c", action)
+        except BaseException as error:
+            failed.append(error)
+            ready.set()
         finally:
-            if site.attempt("systemctl", "is-active", "postgresql@15-main.service").returncode:
-                site.run("systemctl", "start", "postgresql.service")
-            running.join()
-    return found["done"]
+            site.run("systemctl", "start", "postgresql@15-main.service")
+
+    ready = threading.Event()
+    acting = threading.Thread(target=act)
+    acting.start()
+    ready.wait()
+    try:
+        yield
+    finally:
+        acting.join()
+        assert failed == []
 
 
 @pytest.fixture(scope="class")
 def killed(site, server, step):
-    return while_dumping(site, server, step, "pkill -KILL -x pg_dump")
+    words = ("deploy", "-e", "version=v2.8")
+    return step(*words, meanwhile=when_dumping(site, server, "pkill -KILL -x pg_dump"))
 
 
 @pytest.fixture(scope="class")
 def stopped(site, server, step):
-    return while_dumping(site, server, step, "systemctl stop postgresql@15-main.service")
+    words = ("deploy", "-e", "version=v2.8")
+    return step(
+        *words,
+        meanwhile=when_dumping(site, server, "systemctl stop postgresql@15-main.service"),
+    )
 
 
 class TestBackupCutShort:

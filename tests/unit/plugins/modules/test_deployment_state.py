@@ -117,6 +117,15 @@ def test_a_version_with_two_meanings_is_told_as_a_warning(live, repository, ask,
     assert "branch" in told[0]
 
 
+def test_what_is_not_as_it_should_be_is_told_before_a_deployment(live, ask, monkeypatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "warn", lambda _self, text: told.append(text))
+    monkeypatch.setattr(module._state, "SPACE_LOW", 2**63)
+    warnings = ask("v2")["state"]["warnings"]
+    assert [warning["code"] for warning in warnings] == ["space_low"]
+    assert told == [warnings[0]["message"]]
+
+
 def test_check_mode_shows_it_and_leaves_the_host_as_it_is(host, live, ask) -> None:
     before = host.tree()
     answer = ask("v2", _ansible_check_mode=True, _ansible_diff=True)
