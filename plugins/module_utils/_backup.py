@@ -457,23 +457,3 @@ def require_intact(layout: Layout, engine: Engine, manifest: Mapping[str, Any]) 
             f"{manifest[what]}; nothing was changed; choose another backup."
         )
     return dump
-
-
-def prune(layout: Layout, keep: int) -> list[str]:
-    """Remove all but the newest *keep* backups of kind ``manual``; return the removed ids.
-
-    Those of deployments and restores are kept or removed with the records that name them.
-    """
-    manual = []
-    for path in layout.backups.glob(f"[!.]*/{MANIFEST}"):
-        with contextlib.suppress(ValueError, OSError):
-            manifest = read_json(path)
-            if isinstance(manifest, dict) and manifest.get("kind") == "manual":
-                manual.append((str(manifest.get("created")), path.parent.name, path.parent))
-    removed = []
-    for _created, name, directory in sorted(manual)[: max(0, len(manual) - keep)]:
-        # Without its manifest it is no backup, even if this is killed half way.
-        os.unlink(directory / MANIFEST)
-        shutil.rmtree(directory)
-        removed.append(name)
-    return removed

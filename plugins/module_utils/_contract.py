@@ -100,6 +100,8 @@ VARIABLES: dict[str, Variable] = {
     ),
     "app_backup_verify": Variable("str", "restore", "How a backup is verified.", ("restore", "read", "none")),
     "app_backup_keep": Variable("int", 10, "Backups to keep."),
+    "app_backup_keep_days": Variable("int", 0, "Days after which a backup goes, too; 0 for none."),
+    "app_backup_keep_minimum": Variable("int", 3, "So many of the newest backups stay, however old."),
     "app_releases_keep": Variable("int", 5, "Complete releases to keep."),
     "app_services": Variable("list", None, "The processes of the application."),
     "app_health_checks": Variable(

@@ -12,9 +12,11 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,16 @@ INSTANCE_FILE = re.compile(r"^(\d{8}T\d{6}-[0-9a-f]{4})(\.trial)?\.(env|json|boo
 # The former file of a restore, as _sqlite_restore.py names it; its companions have the same name and a suffix.
 FORMER = re.compile(r"^\.broken-(\d{8}T\d{6})(?:-(\d+))?$")
 FORMER_KEPT = 3
+# However old they are, so many of the newest backups stay.
+MINIMUM_BACKUPS = 3
+# How manifests and records write times (UTC).
+FORM = "%Y-%m-%dT%H:%M:%SZ"
 RELEASE_LINK = re.compile(r"^([0-9a-f]{12}-[0-9a-f]{8})\.deployment$")
+
+
+def timestamp() -> str:
+    """Return the present time as manifests have it."""
+    return time.strftime(FORM, time.gmtime())
 
 
 def needs_attention(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -104,9 +115,31 @@ def surplus_releases(
     return surplus
 
 
-def surplus_backups(backups: Sequence[str], pinned: Collection[str], keep: int) -> list[str]:
-    """Return the ids of the *backups* (newest first) to remove: those beyond *keep* that are not *pinned*."""
-    return [name for name in backups[max(keep, 0) :] if name not in pinned]
+def surplus_backups(
+    backups: Sequence[tuple[str, str]],
+    pinned: Collection[str],
+    keep: int,
+    days: int = 0,
+    minimum: int = MINIMUM_BACKUPS,
+    now: str = "",
+) -> list[str]:
+    """Return the ids of the *backups* to remove.
+
+    :param backups: (id, when it was made in UTC, as manifests have it), newest first. The manifest counts, never a file's time.
+    :param pinned: what is never removed, and takes none of the places.
+    :param keep: those beyond this number go; :param days: so do older ones, 0: however old they are.
+    :param minimum: so many of the newest stay however old they are; :param now: the present time in UTC.
+    """
+    oldest = ""
+    if days > 0:
+        moment = calendar.timegm(time.strptime(now or timestamp(), FORM)) - days * 86400
+        oldest = time.strftime(FORM, time.gmtime(moment))
+    surplus = []
+    for position, (name, created) in enumerate(backups):
+        late = position >= max(keep, 0) or (position >= minimum and created < oldest)
+        if late and name not in pinned:
+            surplus.append(name)
+    return surplus
 
 
 def pinned_backups(
@@ -127,8 +160,8 @@ def pinned_backups(
     return {name for name in result if name}
 
 
-def list_backups(layout: Layout) -> list[str]:
-    """Return the ids of the backups, newest first; a directory without a readable manifest is none."""
+def list_backups(layout: Layout) -> list[tuple[str, str]]:
+    """Return (id, when it was made) of the backups, newest first; a directory without a readable manifest is none."""
     found = []
     try:
         names = os.listdir(layout.backups)
@@ -139,7 +172,25 @@ def list_backups(layout: Layout) -> list[str]:
             manifest = read_json(layout.backup(name) / "manifest.json")
             if isinstance(manifest, dict):
                 found.append((str(manifest.get("created") or ""), name))
-    return [name for _created, name in sorted(found, reverse=True)]
+    return [(name, created) for created, name in sorted(found, reverse=True)]
+
+
+def prune_backups(layout: Layout, keep: int, days: int = 0, minimum: int = MINIMUM_BACKUPS) -> list[str]:
+    """Remove the surplus among the backups that belong to no deployment and no restore; return their ids.
+
+    The others are kept or removed by the deployment that ends next, which knows what a rollback needs.
+    """
+    manual = []
+    for name, created in list_backups(layout):
+        manifest = read_json(layout.backup(name) / "manifest.json") or {}
+        if manifest.get("kind") == "manual":
+            manual.append((name, created))
+    surplus = surplus_backups(manual, (), keep, days, minimum)
+    for name in surplus:
+        # Without its manifest it is no backup, even if this is killed half way.
+        os.unlink(layout.backup(name) / "manifest.json")
+        remove_tree(layout.backup(name))
+    return surplus
 
 
 def former_databases(database: Mapping[str, Any]) -> list[Path]:
@@ -258,6 +309,8 @@ def apply(
     running: Iterable[tuple[str, str]] = (),
     keep: int,
     keep_backups: int,
+    keep_backups_days: int = 0,
+    keep_backups_minimum: int = MINIMUM_BACKUPS,
     database: Mapping[str, Any] | None = None,
     check_mode: bool = False,
 ) -> dict[str, list[str]]:
@@ -311,7 +364,9 @@ def apply(
                 if path.is_dir() and not path.name.startswith(".") and path.name not in named:
                     remove("environments", path, remove_tree)
     pins = pinned_backups(records, current.get("deployment"), target)
-    for name in surplus_backups(list_backups(layout), pins, keep_backups):
+    for name in surplus_backups(
+        list_backups(layout), pins, keep_backups, keep_backups_days, keep_backups_minimum
+    ):
         remove("backups", layout.backup(name), remove_tree)
     for path in surplus_former(former_databases(database or {}), records):
         remove("former", path, remove_former)

@@ -206,6 +206,8 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         running=runs,
         keep=params["keep"],
         keep_backups=params["keep_backups"],
+        keep_backups_days=params["keep_backups_days"],
+        keep_backups_minimum=params["keep_backups_minimum"],
         database=params["database"],
         check_mode=check_mode,
     )

@@ -128,6 +128,10 @@ options:
       - The backups of deployments are kept and removed together with their records.
     type: int
     default: 0
+  keep_days:
+    description: With O(keep), days after which such a backup goes, too, except for the newest three; V(0) for none.
+    type: int
+    default: 0
   record:
     description: The deployment whose record this phase is written into, as returned by M(runbook.deploy.deployment_record).
     type: dict
@@ -245,7 +249,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._backup import (
     copy_to_scratch,
     make_id,
     make_scratch,
-    prune,
     public,
     require_name,
     take,
@@ -259,6 +262,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import (
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
+from ansible_collections.runbook.deploy.plugins.module_utils._retention import prune_backups
 
 
 def wanted(when: str, pending: bool) -> bool:
@@ -332,7 +336,9 @@ def back_up(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
                         deployment=deployment,
                     ),
                 )
-                removed = prune(layout, options["keep"]) if options["keep"] > 0 else []
+                removed = []
+                if options["keep"] > 0:
+                    removed = prune_backups(layout, options["keep"], options["keep_days"])
             answer = {
                 "changed": True,
                 "backup": public(taken),
@@ -366,6 +372,7 @@ def main() -> None:
             "verify": {"type": "str", "choices": ["restore", "read", "none"], "default": "restore"},
             "scratch": {"type": "str"},
             "keep": {"type": "int", "default": 0},
+            "keep_days": {"type": "int", "default": 0},
             "record": {"type": "dict"},
         },
         supports_check_mode=True,

@@ -124,6 +124,14 @@ options:
     description: Backups to keep, besides those that records of the live and the target deployment name.
     type: int
     default: 10
+  keep_backups_days:
+    description: Days after which a backup goes, too; V(0) for none.
+    type: int
+    default: 0
+  keep_backups_minimum:
+    description: Of the newest backups so many stay however old they are.
+    type: int
+    default: 3
   limit:
     description: For O(state=read), how many records to return.
     type: int
@@ -279,6 +287,8 @@ def main() -> None:
             "framework": {"type": "str", "default": "none"},
             "keep": {"type": "int", "default": 5},
             "keep_backups": {"type": "int", "default": 10},
+            "keep_backups_days": {"type": "int", "default": 0},
+            "keep_backups_minimum": {"type": "int", "default": 3},
             "limit": {"type": "int", "default": 20},
         },
         required_if=[("state", "finished", ["verdict"])],

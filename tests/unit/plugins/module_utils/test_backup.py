@@ -17,7 +17,7 @@ import threading
 import time
 
 import pytest
-from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _sqlite
+from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _retention, _sqlite
 from ansible_collections.runbook.deploy.plugins.module_utils._database import Damaged, engine_of
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -299,7 +299,7 @@ def limit_file_size():
 
 BACKUP = """
 import sys
-from ansible_collections.runbook.deploy.plugins.module_utils import _backup
+from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _retention
 from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -401,7 +401,7 @@ def test_waiting_for_another_backup_ends(place):
 def test_only_manual_backups_are_pruned_the_oldest_first(place):
     for number, kind in enumerate(["manual", "deployment", "manual", "safety", "manual"]):
         place.take(f"b{number}", kind=kind, verify="none")
-    assert _backup.prune(place.layout, 1) == ["b0", "b2"]
+    assert sorted(_retention.prune_backups(place.layout, 1)) == ["b0", "b2"]
     assert place.names() == ["b1", "b3", "b4"]
 
 

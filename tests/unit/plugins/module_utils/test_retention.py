@@ -290,3 +290,35 @@ def test_a_failed_release_is_discarded(host, verdict: str, live: bool, running: 
     assert path.exists() == (expected != "removed")
     assert (path / ".complete").exists() == (expected == "kept")
     assert retention.discard_release(host.layout, NAMES[8], live=None, records=[], running=[]) == "absent"
+
+
+NOW = "2026-01-31T00:00:00Z"
+# Newest first, a day apart.
+DATED = [(f"b{number}", f"2026-01-{number:02}T00:00:00Z") for number in range(30, 20, -1)]
+
+
+@pytest.mark.parametrize(
+    ("pinned", "keep", "days", "minimum", "gone"),
+    [
+        ((), 10, 0, 3, []),
+        ((), 8, 0, 3, ["b22", "b21"]),
+        (("b21",), 8, 0, 3, ["b22"]),
+        # Older than five days, except for the newest ones.
+        ((), 10, 5, 3, ["b25", "b24", "b23", "b22", "b21"]),
+        ((), 10, 5, 8, ["b22", "b21"]),
+        (("b23", "b25"), 10, 5, 3, ["b24", "b22", "b21"]),
+        ((), 10, 1, 3, ["b27", "b26", "b25", "b24", "b23", "b22", "b21"]),
+        ((), 2, 5, 3, ["b28", "b27", "b26", "b25", "b24", "b23", "b22", "b21"]),
+        ((), 0, 0, 3, [name for name, _created in DATED]),
+    ],
+)
+def test_backups_go_by_number_and_by_age(pinned, keep, days, minimum, gone):
+    assert retention.surplus_backups(DATED, pinned, keep, days, minimum, NOW) == gone
+
+
+def test_old_backups_go_at_the_end_of_a_deployment(host):
+    for number in range(1, 6):
+        deploy(host, number)
+    apply(host, keep=5, keep_backups=9, keep_backups_days=1, keep_backups_minimum=2)
+    # The two newest by rule, and that of the rollback target; the live one has none of its own here.
+    assert left(host.layout.backups) == ["b4", "b5"]
