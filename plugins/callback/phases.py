@@ -93,7 +93,8 @@ class CallbackModule(Default):
         if answer.get("changed"):
             self._show(f"          changed on {result.host.get_name()}: {self._name(result)}", "yellow")
         elif result.task.action in ("debug", "ansible.builtin.debug"):
-            self._show(f"          {answer.get('msg', '')}")
+            # A text of several lines, such as a table, keeps its columns.
+            self._show("\n".join(f"          {line}" for line in str(answer.get("msg", "")).splitlines()))
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         if not self._brief:

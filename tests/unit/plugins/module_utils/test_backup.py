@@ -299,7 +299,7 @@ def limit_file_size():
 
 BACKUP = """
 import sys
-from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _retention
+from ansible_collections.runbook.deploy.plugins.module_utils import _backup
 from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
