@@ -24,6 +24,10 @@ from typing import Any
 
 # Imported so that they are sent to the host along with this file; their text is what is wanted.
 from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _agent_alembic,
+    _agent_alembic_apply,
+    _agent_alembic_guard,
+    _agent_alembic_record,
     _agent_apply,
     _agent_django,
     _agent_migrate,
@@ -81,12 +85,25 @@ AGENT_PARTS = (
     ("_runbook_written", _agent_written),
     ("_runbook_rehearse", _agent_rehearse),
 )
+# What Alembic needs instead; the later ones' operations hide those of the same name for Django.
+ALEMBIC_PARTS = (
+    ("_runbook_runtime", _agent_runtime),
+    ("_runbook_scratch", _agent_scratch),
+    ("_runbook_session", _agent_session),
+    ("_runbook_steps", _agent_steps),
+    ("_runbook_rehearse", _agent_rehearse),
+    ("_runbook_alembic", _agent_alembic),
+    ("_runbook_alembic_guard", _agent_alembic_guard),
+    ("_runbook_alembic_record", _agent_alembic_record),
+    ("_runbook_alembic_apply", _agent_alembic_apply),
+)
 # Raised by the agent itself: their text is a sentence, and no traceback helps.
 REFUSALS = (
     "_runbook_scratch.ScratchRefusal",
     "_runbook_session.SessionRefusal",
     "_runbook_django.AgentRefusal",
     "_runbook_migrate.MigrationRefusal",
+    "_runbook_alembic.AlembicRefusal",
 )
 
 
@@ -105,10 +122,10 @@ class AgentProblem(Problem):
         self.error = dict(error or {})
 
 
-def agent_sources() -> bytes:
-    """Return the agent's own text as a JSON object of module names to sources."""
+def agent_sources(framework: str = "django") -> bytes:
+    """Return the agent's own text for *framework* as a JSON object of module names to sources."""
     texts = {}
-    for name, module in AGENT_PARTS:
+    for name, module in ALEMBIC_PARTS if framework == "alembic" else AGENT_PARTS:
         # By the loader, because on a host the files are inside the module's zip archive.
         spec = importlib.util.find_spec(module.__name__)
         texts[name] = spec.loader.get_source(module.__name__)
@@ -124,6 +141,7 @@ class Agent:
     :param user: the application's user; None for the present one.
     :param secrets: texts to hide in everything that is shown.
     :param limit: seconds for all requests together.
+    :param framework: ``django`` or ``alembic``: which operations it has.
     :raises Problem: when the interpreter does not exist or *user* cannot be assumed.
     """
 
@@ -136,6 +154,7 @@ class Agent:
         user: str | None = None,
         secrets: Iterable[str] = (),
         limit: float = 300.0,
+        framework: str = "django",
     ) -> None:
         self.secrets = list(secrets)
         self.limit = limit
@@ -145,7 +164,7 @@ class Agent:
         self.answers_closed = False
         self.finished = False
         self.selector = selectors.DefaultSelector()
-        sources = agent_sources()
+        sources = agent_sources(framework)
         theirs_in, self.requests = os.pipe()
         self.answers, theirs_out = os.pipe()
         try:

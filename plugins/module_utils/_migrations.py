@@ -31,7 +31,7 @@ READ_PAUSE = 2.0
 SHOWN_STATEMENTS = 5
 
 
-def agent_of(target: Installed, limit: float) -> Agent:
+def agent_of(target: Installed, limit: float, framework: str = "django") -> Agent:
     """Return a process in the release *target*; *limit*: seconds for everything that is asked of it."""
     return Agent(
         python=target.python,
@@ -40,6 +40,7 @@ def agent_of(target: Installed, limit: float) -> Agent:
         user=target.user,
         secrets=target.secrets,
         limit=limit,
+        framework=framework,
     )
 
 
