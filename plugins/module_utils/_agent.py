@@ -28,6 +28,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _agent_alembic_apply,
     _agent_alembic_guard,
     _agent_alembic_record,
+    _agent_alembic_session,
     _agent_apply,
     _agent_django,
     _agent_migrate,
@@ -95,6 +96,7 @@ ALEMBIC_PARTS = (
     ("_runbook_alembic", _agent_alembic),
     ("_runbook_alembic_guard", _agent_alembic_guard),
     ("_runbook_alembic_record", _agent_alembic_record),
+    ("_runbook_alembic_session", _agent_alembic_session),
     ("_runbook_alembic_apply", _agent_alembic_apply),
 )
 # Raised by the agent itself: their text is a sentence, and no traceback helps.

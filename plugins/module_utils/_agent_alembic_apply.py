@@ -15,7 +15,6 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from typing import Any
 # A revision that could not get a lock is tried so often, with so many seconds between, when nothing of it remains.
 ATTEMPTS = 3
 PAUSE = 2.0
-PARAMETER = re.compile(r"%s")
 
 
 def _part(name: str) -> Any:
@@ -38,113 +36,6 @@ def _refusal(text: str) -> Exception:
 
 def _names(revisions: Any) -> str:
     return ", ".join(f"alembic.{revision}" for revision in revisions) or "nothing"
-
-
-# --- the session ---
-
-
-def query_of(connection: Any) -> Any:
-    """Return a query of ``_agent_session.py`` on the *connection* of SQLAlchemy."""
-    from sqlalchemy import text
-
-    def query(statement: str, parameters: Any = ()) -> Any:
-        values = {f"p{position}": value for position, value in enumerate(parameters)}
-        if values:
-            numbers = iter(range(len(values)))
-            statement = PARAMETER.sub(lambda _match: f":p{next(numbers)}", statement)
-        result = connection.execute(text(statement), values)
-        return [tuple(row) for row in result] if result.returns_rows else []
-
-    return query
-
-
-def second_of(connection: Any) -> Any:
-    """Return what opens another session of the same engine, outside any transaction."""
-    engine = connection.engine
-
-    def second() -> Any:
-        other = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        return query_of(other), other.close
-
-    return second
-
-
-class Session:
-    """The session of one revision: locked, limited, watched. As a context manager.
-
-    :param lock_timeout: seconds that a statement may wait for a lock; :param first: whether it is the first of a series.
-    """
-
-    def __init__(self, migration: Any, lock_timeout: float, first: bool) -> None:
-        self.migration = migration
-        self.connection = migration.connection
-        self.vendor = _part("alembic").vendor_of(migration.dialect)
-        self.lock_timeout = lock_timeout
-        self.first = first
-        self.query = query_of(self.connection)
-        self.second = second_of(self.connection)
-        self.parts = _part("session")
-        self.watcher: Any = None
-        self.invalid: list[str] = []
-
-    def begin(self) -> None:
-        """Prepare the session before the first statement of the revision."""
-        if self.vendor == "sqlite":
-            return
-        if self.vendor not in ("postgresql", "mysql"):
-            raise _refusal(f"migrations of the engine {self.vendor!r} are not supported")
-        if self.vendor == "postgresql" and self.first:
-            probe, close = self.second()
-            try:
-                self.parts.refuse_pooler(probe, self.second)
-            finally:
-                close()
-        self.parts.take_lock(self.vendor, self.query)
-        self.parts.limit_waiting(self.vendor, self.query, self.lock_timeout)
-        self.invalid = self.parts.invalid_indexes(self.vendor, self.query)
-        pid = self.query("SELECT pg_backend_pid()")[0][0] if self.vendor == "postgresql" else None
-        self._see_the_present()
-        if pid is not None:
-            self.watcher = self.parts.Watcher(pid, self.second)
-            self.watcher.start()
-
-    def _see_the_present(self) -> None:
-        """End the view of the data that was taken before the lock: in MySQL a transaction sees what was there at its begin."""
-        transaction = getattr(self.connection, "get_transaction", lambda: None)()
-        managed = self.migration._transaction is not None or self.migration._in_external_transaction
-        if self.vendor == "mysql" and transaction is not None and not managed:
-            transaction.rollback()
-
-    def end(self) -> None:
-        """Stop looking, and end the session where a pool would keep it: its end gives the lock back."""
-        if self.watcher is not None:
-            self.watcher.stop()
-        if self.vendor != "sqlite":
-            with contextlib.suppress(Exception):
-                self.connection.engine.dispose()
-
-    def blockers(self) -> list[str]:
-        """Return who kept the session waiting, or else the oldest transactions of others."""
-        if self.watcher is not None and self.watcher.blockers:
-            return list(self.watcher.blockers)
-        with contextlib.suppress(Exception):
-            look, close = self.second()
-            try:
-                return self.parts.long_transactions(self.vendor, look)
-            finally:
-                close()
-        return []
-
-    def new_invalid(self) -> list[str]:
-        """Return the invalid indexes that were not there at the begin."""
-        with contextlib.suppress(Exception):
-            look, close = self.second()
-            try:
-                found = self.parts.invalid_indexes(self.vendor, look)
-            finally:
-                close()
-            return [text for text in found if text not in self.invalid]
-        return []
 
 
 # --- progress ---
@@ -247,7 +138,7 @@ def _run(
     begun = [0.0]
 
     def steps(_heads: Any, migration: Any) -> Any:
-        session = Session(migration, lock_timeout, first)
+        session = _part("alembic_session").Session(migration, lock_timeout, first)
         sessions.append(session)
         session.begin()
         present = set(migration.get_current_heads())
@@ -296,7 +187,7 @@ def _run(
     return sessions[0].new_invalid() if sessions else []
 
 
-def _tell_locks(context: Any, step: Any, session: Session) -> None:
+def _tell_locks(context: Any, step: Any, session: Any) -> None:
     original = step.migration_fn
 
     def migrate(**named: Any) -> None:
@@ -495,11 +386,13 @@ def written(context: Any, target: list[list[str]], made: dict[str, Any]) -> dict
 
     :param made: of each revision what it makes, ``{tables: [name], columns: [[table, column, filled]]}``, *filled* being what
         the rows that were there got, as SQL; None where it is not known.
-    :return: ``{tables: {name: rows}, columns: {"table.column": values}, unknown: {name: why}}``, without zeros.
+    :return: ``{gone: [["alembic", revision]], tables: {name: rows}, columns: {"table.column": values}, unknown: {name: why}}``,
+        without zeros.
     """
     _before, gone, _heads = _to_reverse(context, target)
-    answer: dict[str, Any] = {"tables": {}, "columns": {}, "unknown": {}}
     names = [str(revision.revision) for revision in gone]
+    answer: dict[str, Any] = {"tables": {}, "columns": {}, "unknown": {}}
+    answer["gone"] = [["alembic", name] for name in names]
     for name in names:
         if made.get(name) is None:
             answer["unknown"][f"alembic.{name}"] = "what it made is not recorded"
