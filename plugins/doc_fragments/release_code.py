@@ -50,16 +50,18 @@ options:
     type: str
     default: ""
   directory:
-    description: Directory of C(manage.py) inside the release. What the release was built with when empty.
+    description: Directory of C(manage.py) or C(alembic.ini) inside the release. What the release was built with when empty.
     type: str
     default: ""
   framework:
     description:
       - What kind of application it is.
-      - With V(none) there is nothing to migrate and nothing to collect.
+      - V(alembic) is any application with Alembic, by its C(alembic.ini) or by Flask-Migrate.
+      - V(command) is one that initialises its database by a command of its own.
+      - Static files are collected with V(django) alone; with V(none) there is nothing to migrate either.
     type: str
     default: django
-    choices: [django, none]
+    choices: [django, alembic, command, none]
   settings_module:
     description: The settings module of a Django application. When empty, C(manage.py) or O(environment) names it.
     type: str

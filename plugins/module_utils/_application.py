@@ -152,7 +152,7 @@ RELEASE_OPTIONS: dict[str, dict[str, Any]] = {
     "deployment": {"type": "str", "default": ""},
     "environment_path": {"type": "str", "default": ""},
     "directory": {"type": "str", "default": ""},
-    "framework": {"type": "str", "default": "django", "choices": ["django", "none"]},
+    "framework": {"type": "str", "default": "django", "choices": ["django", "alembic", "command", "none"]},
     "settings_module": {"type": "str", "default": ""},
     "record": {"type": "dict"},
 }

@@ -51,7 +51,7 @@ VARIABLES: dict[str, Variable] = {
         "dict", {}, "Instead of a repository: path of a tar file on the controller, and its sha256."
     ),
     "app_version": Variable("str", "", "Tag, branch or commit to deploy; `-e version=` is an alias."),
-    "app_directory": Variable("str", "", "Where manage.py is, inside the repository."),
+    "app_directory": Variable("str", "", "Where manage.py or alembic.ini is, inside the repository."),
     "app_python": Variable("str", "python3", "Interpreter that the environment is made from."),
     "app_requirements": Variable(
         "list", ["requirements.txt"], "Requirement files, relative to app_directory."
@@ -65,10 +65,18 @@ VARIABLES: dict[str, Variable] = {
         "dict", {}, "Variables of every command and service of the application.", secret=True
     ),
     "app_shared": Variable("list", ["media"], "Paths that outlive releases, linked into each of them."),
-    "app_framework": Variable("str", "django", "What migrates the database.", ("django", "none")),
+    "app_framework": Variable(
+        "str", "django", "What migrates the database.", ("django", "alembic", "command", "none")
+    ),
     "app_settings_module": Variable("str", "", "DJANGO_SETTINGS_MODULE."),
     "app_migrate_initial_command": Variable(
         "list", [], "Command run once, after the first migration of an empty database."
+    ),
+    "app_migrate_command": Variable(
+        "list", [], "The application's own command for its database, with app_framework: command."
+    ),
+    "app_migrate_command_environment": Variable(
+        "dict", {}, "Variables that point app_migrate_command at the copy: {path}, {name}, …", secret=True
     ),
     "app_migrate_time_limit": Variable("int", 300, "Seconds that all migrations together may take."),
     "app_migrate_rehearse": Variable(
@@ -336,7 +344,17 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
         errors.append(
             "app_settings_module is missing: app_framework is django, so give the module, such as shop.settings."
         )
-    for name in ("app_environment", "app_build_environment", "app_smoke_secrets"):
+    if (values["app_framework"] == "command") != bool(values["app_migrate_command"]):
+        errors.append(
+            "app_migrate_command and app_framework: command belong together: give the command that initialises the database, "
+            "as a list of words, or remove it."
+        )
+    for name in (
+        "app_environment",
+        "app_build_environment",
+        "app_smoke_secrets",
+        "app_migrate_command_environment",
+    ):
         for key, value in values[name].items():
             if isinstance(value, (Mapping, list, tuple)) or value is None:
                 errors.append(f"{name}.{key} must be a text or a number, found {type(value).__name__}.")

@@ -26,6 +26,34 @@ def difference(now: Iterable[Migration], before: Iterable[Migration]) -> list[li
     return [list(row) for row in now if tuple(row) not in known]
 
 
+def applied_since(
+    now: Iterable[Migration], before: Iterable[Migration], plan: Mapping[str, Any]
+) -> list[list[str]]:
+    """Return what of *plan* was applied since *before*, in the order in which it was applied.
+
+    Rows of Alembic are heads: the revisions below them, down to what was applied before, are applied, too. Of a command
+    no table says anything: once it has begun, it is applied.
+    """
+    before = [tuple(row) for row in before]
+    found = difference(now, before)
+    listed = [(m["app"], m["name"]) for m in plan.get("migrations", [])]
+    down = {(m["app"], m["name"]): m.get("down") or [] for m in plan.get("migrations", [])}
+    reached = {tuple(row) for row in found}
+    waiting = [row for row in found if row[0] == "alembic"]
+    while waiting:
+        for name in down.get(tuple(waiting.pop()), []):
+            below = ("alembic", name)
+            # What is not in the plan either was applied before.
+            if below in down and below not in reached and below not in before:
+                reached.add(below)
+                waiting.append(list(below))
+    reached |= {key for key in listed if key[0] == "command"}
+    strange = [row for row in found if tuple(row) not in down]
+    if not any(app in ("alembic", "command") for app, _name in reached):
+        return found
+    return strange + [list(key) for key in listed if key in reached]
+
+
 def worst(applied: Iterable[Migration], plan: Mapping[str, Any], key: str) -> str:
     """Return the worst judgement of *key* over the migrations in *applied*.
 
@@ -105,7 +133,7 @@ def decide(
         doubt = "the database does not say which migrations are applied"
     elif began and before is not None:
         # It is in the record before the first step: without it the phase ended before it applied anything.
-        reverse = difference(now or [], before)
+        reverse = applied_since(now or [], before, plan)
     answer: dict[str, Any] = {"revert": revert, "unknown": unknown, "reverse": [], "target": target}
 
     def result(chosen: str, reason: str, undo: Sequence[list[str]] = ()) -> dict[str, Any]:
