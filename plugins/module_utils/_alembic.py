@@ -283,16 +283,16 @@ def apply(
     lock_timeout: float = 5.0,
     app: str = "",
     stop_at: str = "",
-    verified: Sequence[Any] | None = None,
+    judged: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Apply the pending revisions; parameters, answer and errors as :func:`_migrate.apply`.
 
     The live process does not write down what its revisions do, because that calls their code: the plan that it returns is the
     verified one.
 
-    :param verified: the verified plan's migrations, for the answer; entries that are no mappings are left out.
+    :param judged: the verified plan's migrations, for the answer; entries that are no mappings are left out.
     """
-    judged = [dict(entry) for entry in verified or () if isinstance(entry, Mapping)]
+    judged = [dict(entry) for entry in judged or () if isinstance(entry, Mapping)]
     with agent_of(target, limit, FRAMEWORK) as agent:
         started = begun(agent, target, None, live)
         state = agent.call("state", app=app, target=stop_at)

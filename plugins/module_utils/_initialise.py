@@ -170,9 +170,7 @@ def verify(
         seen = differences(before, engine.snapshot(dict(scratch)))
         obeys = bool(seen["schema"] or seen["rows"]) or _obeys(target, command, database, limit)
     if not obeys:
-        note = (
-            "app_migrate_command changed nothing on the copy of the database, and nothing proves that it was pointed there"
-        )
+        note = "app_migrate_command changed nothing on the copy of the database, and nothing proves that it was pointed there"
         return {**answer, "plan": plan_of(command), "notes": [note]}
     return {**answer, "plan": judge_changes(command, seen)}
 

@@ -14,6 +14,8 @@ from typing import Any
 
 # A Django migration is a module in the package `migrations` of its app; all that Django makes begin with a digit.
 DJANGO_MIGRATION = re.compile(r"^(?:.*/)?([^/]+)/migrations/([0-9][^/]*)\.py$")
+# A revision of Alembic is a module in the directory `versions`, or below it.
+ALEMBIC_REVISION = re.compile(r"^(?:.*/)?versions/(?:.*/)?([^/]+)\.py$")
 # Lines of each part of the diff; the rest is counted.
 DIFF_LINES = 50
 
@@ -24,7 +26,11 @@ def release_name(commit: str, inputs8: str) -> str:
 
 
 def pending_by_file(
-    files: Iterable[str], directory: str, applied: Iterable[Sequence[str]] | None, framework: str
+    files: Iterable[str],
+    directory: str,
+    applied: Iterable[Sequence[str]] | None,
+    framework: str,
+    changed: Iterable[str] | None = None,
 ) -> list[list[str]]:
     """Return ``[app, name]`` of the migrations among *files* that are not applied, sorted.
 
@@ -33,7 +39,13 @@ def pending_by_file(
 
     :param directory: where ``manage.py`` is; only files below it count.
     :param applied: rows of ``django_migrations``; None: there are none yet.
+    :param changed: the paths that differ from what is live; None: nothing is. The files of Alembic do not say which of them
+        are applied, so that those count which differ. An application's own command is always pending.
     """
+    if framework == "command":
+        return [["command", "app_migrate_command"]]
+    if framework == "alembic":
+        return _revisions(files if changed is None or applied is None else changed, directory)
     if framework != "django":
         return []
     known = {(row[0], row[1]) for row in applied or ()}
@@ -44,6 +56,13 @@ def pending_by_file(
         if found and (found.group(1), found.group(2)) not in known:
             pending.add((found.group(1), found.group(2)))
     return [list(entry) for entry in sorted(pending)]
+
+
+def _revisions(files: Iterable[str], directory: str) -> list[list[str]]:
+    prefix = directory.strip("/") + "/" if directory.strip("./") else ""
+    found = (ALEMBIC_REVISION.match(path[len(prefix) :]) for path in files if path.startswith(prefix))
+    names = {match.group(1) for match in found if match}
+    return [["alembic", name] for name in sorted(names - {"__init__"})]
 
 
 def limited(lines: Sequence[str]) -> list[str]:

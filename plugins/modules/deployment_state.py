@@ -287,6 +287,7 @@ def compare(
                 params["directory"],
                 state["applied"],
                 params["framework"],
+                [entry["path"] for entry in wanted["files"]] if live else None,
             )
     return wanted
 

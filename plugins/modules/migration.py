@@ -8,15 +8,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: migration
-short_description: Plan, verify, apply and reverse the migrations of a Django release
+short_description: Plan, verify, apply and reverse the migrations of a release
 version_added: 0.1.0
 description:
   - Runs the release's own code in one process of its own environment, as the application's user, with standard input
     closed and within a time limit.
   - Says of each pending migration whether it can be reversed, whether the old code runs on the new schema, and whether
     it throws data away. What is not proved is V(unknown).
-  - Applies exactly the migrations that were verified, by the project's own C(migrate) command, signals included, and
-    writes each step into the record, so that the record is right after a kill, too.
+  - Applies exactly the migrations that were verified, by the project's own C(migrate) command, signals included, or by its
+    own C(env.py) of Alembic, and writes each step into the record, so that the record is right after a kill, too.
   - Reverses to a recorded set of applied migrations, one migration at a time, and never applies anything on the way.
 author:
   - The runbook.deploy authors (@runbook-deploy)
@@ -156,6 +156,19 @@ options:
     default: never
   rehearse_environment:
     description: Variables that O(state=verified) sets besides O(environment) when it rehearses, as one JSON object in a string.
+    type: str
+  command:
+    description:
+      - The application's own command for its database, as a list of words, for O(framework=command).
+      - It is one migration of which everything is V(unknown). When it changes nothing on O(database), and makes its tables in an empty
+        database, nothing is pending; it runs all the same.
+    type: list
+    elements: str
+    default: []
+  command_environment:
+    description:
+      - Variables that point O(command) at another database, as one JSON object in a string, with the placeholders C({path}), C({name}),
+        C({host}), C({port}) and C({user}). Without them it is not tried on O(database).
     type: str
   time_limit:
     description: Seconds for the whole work. The application's process is ended when they are over.
@@ -304,28 +317,22 @@ evidence:
 """
 
 import contextlib
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils._application import (
     RELEASE_OPTIONS,
-    Installed,
     installed,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._database import DATABASE_OPTION
-from ansible_collections.runbook.deploy.plugins.module_utils._migrate import (
-    apply,
-    reverse,
-    verify,
+from ansible_collections.runbook.deploy.plugins.module_utils._migrating import (
+    check_options,
+    nothing_to_migrate,
+    without_running,
+    work,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._migrations import (
-    expected_keys,
-    nothing_pending,
-)
-from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
-from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, open_journal
+from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 
 # The names of the phases in the record.
 PHASES = {"planned": "plan", "verified": "verify", "applied": "migrate", "reversed": "reverse"}
@@ -336,127 +343,6 @@ LIVE_DATABASE = {
     "type": "dict",
     "options": {**DATABASE_OPTION["options"], "engine": {"type": "str"}},
 }
-
-
-def check_options(params: dict[str, Any], check_mode: bool) -> None:
-    """Refuse combinations that would do something else than what was meant.
-
-    :raises Problem: naming the option.
-    """
-    state = params["state"]
-    if params["time_limit"] <= 0:
-        raise Problem(
-            f"The option time_limit is {params['time_limit']}, expected a number of seconds above 0."
-        )
-    if params["lock_timeout"] <= 0:
-        raise Problem(
-            f"The option lock_timeout is {params['lock_timeout']:g}, expected a number of seconds above 0."
-        )
-    if params["framework"] == "none":
-        return
-    if state == "verified" and not params["database"] and not check_mode:
-        raise Problem(
-            "The new code cannot be verified without a scratch database, because it may change the live one already "
-            "while it starts: pass on the scratch of database_backup as the option database (app_backup_verify: restore)."
-        )
-    if state in ("applied", "reversed") and params["database"]:
-        raise Problem(
-            f"The option database names a scratch copy, but state {state!r} is for the live database: leave it out."
-        )
-    if state == "reversed" and not params["applied"]:
-        raise Problem(
-            "The option applied is empty, and going back to that would remove every table: pass on applied_before of "
-            "the deployment's record; after a first deployment there is nothing to go back to."
-        )
-
-
-def without_running(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer of check mode for what would run on the live database."""
-    answer: dict[str, Any] = {"applied": None, "heads": {}, "changed": False}
-    answer["plan"] = None
-    if params["state"] == "applied":
-        # Without a plan nobody has asked yet whether anything is pending.
-        answer.update(
-            changed=params["plan"] is None or bool(params["plan"]),
-            seconds=[],
-            initial_command=False,
-            notes=[],
-        )
-    return answer
-
-
-def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer for an application without migrations."""
-    answer: dict[str, Any] = {"changed": False, "applied": [], "heads": {}}
-    if params["state"] == "reversed":
-        return {**answer, "reversed": [], "lost": {}, "seconds": []}
-    answer["plan"] = empty_plan()
-    if params["state"] == "verified":
-        answer.update(notes=[], inert=True)
-    elif params["state"] == "applied":
-        answer.update(seconds=[], initial_command=False, notes=[])
-    return answer
-
-
-def work(
-    params: dict[str, Any], target: Installed, journal: Journal, entry: dict[str, Any], check_mode: bool
-) -> dict[str, Any]:
-    """Do what ``state`` asks for and return the module's answer; *entry* is the phase's result in the record."""
-    state, limit = params["state"], float(params["time_limit"])
-    if state in ("planned", "verified"):
-        found = verify(
-            target,
-            params["database"],
-            params["live_database"],
-            limit,
-            checks=state == "verified",
-            import_modules=params["import_modules"],
-            app=params["app"],
-            stop_at=params["target"],
-            rehearse=params["rehearse"] if state == "verified" else "never",
-            lock_timeout=params["lock_timeout"],
-            journal=journal,
-        )
-        journal.update(plan=found["plan"])
-        notes, inert = found.pop("notes"), found.pop("inert")
-        if state == "verified":
-            found["notes"] = entry["notes"] = notes
-            found["inert"] = inert
-        entry["pending"] = len(found["plan"]["migrations"])
-        return {"changed": False, **found}
-    if state == "applied":
-        answer = nothing_pending(
-            target,
-            journal,
-            verified=params["verified"],
-            plan=params["plan"],
-            live=params["live_database"],
-            initial_command=params["initial_command"],
-        ) or apply(
-            target,
-            journal,
-            plan=expected_keys(params["plan"]),
-            live=params["live_database"],
-            initial_command=params["initial_command"],
-            limit=limit,
-            lock_timeout=params["lock_timeout"],
-            app=params["app"],
-            stop_at=params["target"],
-        )
-    else:
-        answer = reverse(
-            target,
-            journal,
-            wanted=expected_keys(params["applied"]) or [],
-            live=params["live_database"],
-            limit=limit,
-            lock_timeout=params["lock_timeout"],
-            consent=params["consent"],
-            check_mode=check_mode,
-        )
-        entry["lost"] = answer["lost"]
-    entry["seconds"] = answer["seconds"]
-    return answer
 
 
 def main() -> None:
@@ -483,6 +369,8 @@ def main() -> None:
             "time_limit": {"type": "int", "default": 300},
             "rehearse": {"type": "str", "choices": ["auto", "always", "never"], "default": "never"},
             "rehearse_environment": {"type": "str", "no_log": True},
+            "command": {"type": "list", "elements": "str", "default": []},
+            "command_environment": {"type": "str", "no_log": True},
         },
         supports_check_mode=True,
     )
