@@ -228,7 +228,7 @@ def _persist(context: Any, progress: Progress, run: Any) -> Any:
             tried = progress.running and progress.undone and _part("session").waited_for_lock(error)
             if not tried or attempt == ATTEMPTS:
                 raise
-            print(f"alembic.{progress.key.get('name')}: no lock in attempt {attempt}: {error}")
+            sys.stdout.write(f"alembic.{progress.key.get('name')}: no lock in attempt {attempt}: {error}\n")
             progress.tell(event="retry", attempt=attempt)
             time.sleep(PAUSE)
     return []

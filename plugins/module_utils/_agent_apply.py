@@ -117,7 +117,9 @@ def _persist(session: Any, progress: Any, work: Any) -> None:
         except Exception as error:
             if not _may_retry(session, progress, error) or attempt == ATTEMPTS:
                 raise
-            print(f"{_names([tuple(progress.key.values())])}: no lock in attempt {attempt}: {error}")
+            sys.stdout.write(
+                f"{_names([tuple(progress.key.values())])}: no lock in attempt {attempt}: {error}\n"
+            )
             progress.tell(event="retry", attempt=attempt)
             time.sleep(PAUSE)
 

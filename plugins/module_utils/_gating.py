@@ -8,13 +8,12 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, PASS, until
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
+from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, open_journal
 
 # Options of every gate; documented by the fragment `gate`.
 GATE_OPTIONS: dict[str, Any] = {
@@ -60,14 +59,9 @@ def require_passed(
             warn(check["message"])
 
 
-@contextmanager
-def journalled(
-    options: Mapping[str, Any], check_mode: bool, secrets: Iterable[str] = ()
-) -> Iterator[dict[str, Any]]:
-    """Keep the journal of the phase that *options* name; yield its entry."""
-    journal = open_journal(options["root"], options["record"], check_mode, secrets)
-    with journal, journal.phase(options["phase"]) as entry:
-        yield entry
+def journal_of(options: Mapping[str, Any], check_mode: bool, secrets: Iterable[str] = ()) -> Journal:
+    """Return the journal that *options* name; the gate's phase in it is ``options["phase"]``."""
+    return open_journal(options["root"], options["record"], check_mode, secrets)
 
 
 def conduct(
@@ -84,7 +78,10 @@ def conduct(
     :param probe: as in :func:`_gate.until`; :param place: what the gate is on, in words.
     :raises Problem: when the gate does not pass.
     """
-    with journalled(options, check_mode, secrets) as entry:
+    with (
+        journal_of(options, check_mode, secrets) as journal,
+        journal.phase(options["phase"]) as entry,
+    ):
         gate = until(
             probe,
             successes=options["successes"],

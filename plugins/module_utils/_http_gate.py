@@ -14,7 +14,7 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import gate_result, until
-from ansible_collections.runbook.deploy.plugins.module_utils._gating import journalled, require_passed
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import journal_of, require_passed
 from ansible_collections.runbook.deploy.plugins.module_utils._http import (
     in_parallel,
     reads_only,
@@ -156,7 +156,10 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
         options["validate_certs"],
         options["ca_path"],
     )
-    with journalled(options, check_mode, secrets.values()) as entry:
+    with (
+        journal_of(options, check_mode, secrets.values()) as journal,
+        journal.phase(options["phase"]) as entry,
+    ):
         gate = run_gate(
             checks,
             flows,

@@ -147,7 +147,10 @@ class MysqlRestorer(Restorer):
         what it finds they are renamed back.
         """
         del mark, root, timeout
-        assert self.staged is not None and self.notes is not None
+        if self.staged is None or self.notes is None:
+            raise Problem(
+                "Nothing was staged, so nothing can be exchanged: this is an error of the collection, report it."
+            )
         kept = self.names("broken")
         engine = self.engine
         self.notes.mkdir(mode=0o700, exist_ok=True)

@@ -194,7 +194,10 @@ def advice(said: str) -> str:
     if "permission denied" in said or "must be owner" in said or "must be superuser" in said:
         return "grant that right, or name a role that has it in app_database_admin"
     if "not currently accepting connections" in said:
-        return "a restore was cut short: run playbooks/rollback.yml --tags restore again, or allow connections by hand (ALTER DATABASE … ALLOW_CONNECTIONS true)"
+        return (
+            "a restore was cut short: run playbooks/rollback.yml --tags restore again, or allow connections by hand "
+            "(ALTER DATABASE … ALLOW_CONNECTIONS true)"
+        )
     if "connect" in said or "could not" in said or "server closed" in said or "no answer" in said:
         return "start the server, or correct app_database.host and app_database.port"
     if "No space left" in said:

@@ -163,7 +163,10 @@ class PostgresqlRestorer(Restorer):
     ) -> tuple[bool, str | None, list[Opener]]:
         """See :meth:`Restorer.swap`."""
         del mark, root
-        assert self.staged is not None
+        if self.staged is None:
+            raise Problem(
+                "Nothing was staged, so nothing can be exchanged: this is an error of the collection, report it."
+            )
         maker, lobby = self.engine.maker, self.engine.lobby()
         live, staged, kept = identifier(self.live), identifier(self.staged), self.names("broken")
         limit = max(timeout, GONE)

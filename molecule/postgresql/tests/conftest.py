@@ -143,11 +143,9 @@ def step(
         before = SimpleNamespace(
             backups=backups(site), kept=server.kept(), book=set(book.acknowledged), objects=server.objects()
         )
-        with (
-            site.commands() as seen,
-            contextlib.nullcontext() if quiet else writing() as traffic,
-            meanwhile or contextlib.nullcontext(),
-        ):
+        load = contextlib.nullcontext() if quiet else writing()
+        beside = meanwhile or contextlib.nullcontext()
+        with site.commands() as seen, load as traffic, beside:
             done = site.playbook(name, *words)
         told(done)
         disclosed = [f"process {each}" for each in in_text(secrets, "\n".join(seen))]
