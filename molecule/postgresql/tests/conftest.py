@@ -145,7 +145,7 @@ def step(
         )
         load = contextlib.nullcontext() if quiet else writing()
         beside = meanwhile or contextlib.nullcontext()
-        with site.commands() as seen, load as traffic, beside:
+        with beside, site.commands() as seen, load as traffic:
             done = site.playbook(name, *words)
         told(done)
         disclosed = [f"process {each}" for each in in_text(secrets, "\n".join(seen))]
