@@ -9,6 +9,7 @@ import itertools
 import json
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,7 +56,9 @@ class Book:
     """What was sent and what was acknowledged; takes the place of a `traffic.Ledger`, whose numbers a restore gives again."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
+        # No mark of an earlier run is given again: a backup of that time would be taken for a copy of a lost write.
+        self.first = int(time.time()) * 100_000
+        self._numbers = itertools.count(self.first)
         self._lock = threading.Lock()
         self.sent: set[str] = set()
         #: the kind of each acknowledged write, by its mark
@@ -94,7 +97,7 @@ class Writer:
         self, site: Machine, book: Book, command: tuple[str, ...], user: str, pause: float = 0.02
     ) -> None:
         self.book = book
-        first = max((int(mark[1:]) for mark in book.sent if mark.startswith("s")), default=0) + 1
+        first = max((int(mark[1:]) for mark in book.sent if mark.startswith("s")), default=book.first) + 1
         self.words = ["docker", "exec", "--interactive", f"--user={user}", site.container]
         self.words += ["python3", "-c", WRITER, str(first), str(pause), *command]
 
