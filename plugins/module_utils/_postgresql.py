@@ -57,6 +57,14 @@ TABLES = """SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN p
  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
  ORDER BY 1, 2"""
 _OF_USERS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
+
+
+def _rights(owner: str, acl: str, kind: str) -> str:
+    """Return SQL for an object's owner and rights; without a list of its own an object has the default ones."""
+    granted = f"SELECT string_agg(a::text, ',' ORDER BY a::text) FROM unnest(coalesce({acl}, acldefault(({kind})::\"char\", {owner}))) a"
+    return f"pg_get_userbyid({owner}) || ' ' || coalesce(({granted}), '')"
+
+
 # What there is beside rows, each as (kind, name, digest of its definition).
 CATALOG = f"""SELECT kind, name, md5(text) AS digest FROM (
  SELECT 'extension' AS kind, extname::text AS name, '' AS text FROM pg_extension
@@ -74,6 +82,13 @@ CATALOG = f"""SELECT kind, name, md5(text) AS digest FROM (
   FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class c ON c.oid = k.conrelid WHERE {_OF_USERS}
  UNION ALL SELECT 'sequence', n.nspname || '.' || c.relname, '' FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND {_OF_USERS}
+ UNION ALL SELECT 'rights', n.nspname || '.' || c.relname, {_rights("relowner", "relacl", "CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END")}
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND {_OF_USERS}
+  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+ UNION ALL SELECT 'rights', n.nspname || '.' || p.oid::regprocedure::text, {_rights("proowner", "proacl", "'f'")}
+  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {_OF_USERS}
+  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+ UNION ALL SELECT 'rights', n.nspname, {_rights("nspowner", "nspacl", "'n'")} FROM pg_namespace n WHERE {_OF_USERS}
 ) AS found ORDER BY 1, 2"""
 # Encoding, locale and owner of a database.
 SHAPE = """SELECT pg_encoding_to_char(encoding) AS encoding, datcollate AS collate, datctype AS ctype,
@@ -407,8 +422,11 @@ class Postgresql(Engine):
                 tool("pg_restore", "postgresql-client"), *client.arguments(name), "--exit-on-error", f"--jobs={JOBS}",
                 f"--use-list={listing}",
             ]  # fmt: skip
-            if not faithful or not self.has_admin:
+            if not faithful:
                 argv += ["--no-owner", "--no-acl"]
+            elif not self.has_admin:
+                # Only an administrator gives objects away; what the role owns it makes, and grants to others as before.
+                argv.append("--no-owner")
             environment = self._plain_environment(client)
             # A trial that a crash of the server throws away is no loss; what is meant to stay is written as ever.
             environment["PGOPTIONS"] = "-c synchronous_commit=" + ("on" if faithful else "off")
@@ -487,14 +505,21 @@ class Postgresql(Engine):
             return Contents(count_rows(session), read_applied(session, framework), "full", [])
 
     def differences(self, scratch: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
-        """See :meth:`Engine.differences`: extensions, views, triggers, routines, indexes and constraints."""
-        return self.catalog_differences(scratch["name"], manifest)
+        """See :meth:`Engine.differences`: extensions, views, triggers, routines, indexes and constraints; a scratch has no rights."""
+        return self.catalog_differences(scratch["name"], manifest, rights=False)
 
-    def catalog_differences(self, name: str, manifest: Mapping[str, Any]) -> list[str]:
-        """Return in words how the definitions in the database *name* differ from those in *manifest*."""
+    def catalog_differences(
+        self, name: str, manifest: Mapping[str, Any], *, rights: bool = True
+    ) -> list[str]:
+        """Return in words how the definitions in the database *name*, with *rights* owners and rights too, differ from those in *manifest*."""
         with self.client.session(name) as session:
             found = read_catalog(session)
         wanted = manifest.get("catalog") or {}
+        if not rights:
+            found, wanted = (
+                {what: digest for what, digest in each.items() if not what.startswith("rights ")}
+                for each in (found, wanted)
+            )
         result = [f"{what} is missing" for what in sorted(set(wanted) - set(found))]
         result += [f"{what} was not there" for what in sorted(set(found) - set(wanted))]
         return result + [

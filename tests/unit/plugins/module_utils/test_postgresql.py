@@ -432,6 +432,28 @@ def test_a_restore_keeps_everything_that_was_there(layout: Layout, server: Serve
     assert databases(server) == sorted(["shop", answer["kept"]])
 
 
+def test_a_restore_keeps_what_others_were_granted(layout: Layout, server: Server) -> None:
+    """Also when the application's role restores, which has no administrator."""
+    if not server.sql("SELECT 1 FROM pg_roles WHERE rolname = 'reader'", "postgres"):
+        server.sql("CREATE ROLE reader", "postgres")
+    as_app(server, "GRANT SELECT ON few TO reader; REVOKE EXECUTE ON FUNCTION shout() FROM PUBLIC")
+    rights = "SELECT has_table_privilege('reader', 'few', 'SELECT'), has_function_privilege('reader', 'shout()', 'EXECUTE')"
+    assert server.sql(rights) == [["t", "f"]]
+    take(layout, server)
+    as_app(server, "DROP VIEW few")
+    restore(layout, server, consent=True)
+    assert server.sql(rights) == [["t", "f"]]
+
+
+def test_rights_that_cannot_be_restored_refuse_the_restore(layout: Layout, server: Server) -> None:
+    """An object of another role becomes the application's without an administrator: that is another database."""
+    server.sql("CREATE TABLE foreign_one (id int PRIMARY KEY); GRANT SELECT ON foreign_one TO app", "shop")
+    take(layout, server)
+    with pytest.raises(Problem, match=r"rights public\.foreign_one is defined otherwise"):
+        restore(layout, server, consent=True)
+    assert databases(server) == ["shop"]
+
+
 def test_nothing_lost_needs_no_consent(layout: Layout, server: Server) -> None:
     take(layout, server)
     assert restore(layout, server)["lost"] == {}
