@@ -85,6 +85,7 @@ LEADBOOK = Application(
         Version("data", "v9", "Leads: addresses in lower case", False),
         Version("slow", "v9", "Requests: three seconds each", False),
         Version("broken-health", "v9", "Health: name the region", False),
+        Version("v8.1", "v8", "Home page: another heading", True),
     ],
     {"main": "v9"},
 )
