@@ -85,6 +85,11 @@ class Book:
             else:
                 self.acknowledged[mark] = kind[0]
 
+    def next_statement(self) -> int:
+        """The number of the next mark of writer.py."""
+        with self._lock:
+            return max((int(mark[1:]) for mark in self.sent if mark[0] == "s"), default=self.first) + 1
+
     def kinds(self) -> Counter[str]:
         """How many writes of each kind were acknowledged."""
         return Counter(self.acknowledged.values())
@@ -97,7 +102,7 @@ class Writer:
         self, site: Machine, book: Book, command: tuple[str, ...], user: str, pause: float = 0.02
     ) -> None:
         self.book = book
-        first = max((int(mark[1:]) for mark in book.sent if mark.startswith("s")), default=book.first) + 1
+        first = book.next_statement()
         self.words = ["docker", "exec", "--interactive", f"--user={user}", site.container]
         self.words += ["python3", "-c", WRITER, str(first), str(pause), *command]
 

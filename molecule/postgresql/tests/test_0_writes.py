@@ -40,3 +40,10 @@ def test_only_what_was_acknowledged_counts():
         book.heard(line)
     assert book.sent == {"s1", "s2"}
     assert dict(book.kinds()) == {"insert": 1}
+
+
+def test_no_mark_is_given_twice():
+    book = Book()
+    first = book.next_statement()
+    book.heard(f"sent s{first}")
+    assert book.next_statement() == first + 1
