@@ -221,6 +221,7 @@ class Bind:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        _Recorder.present.asked = True
         raise Asked(f"it asks the database ({name})")
 
 

@@ -9,6 +9,7 @@ import itertools
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
     LEVELS,
+    applied_since,
     decide,
     difference,
     forecast,
@@ -414,3 +415,62 @@ def test_a_long_list_of_migrations_is_counted() -> None:
     assert found["level"] == "abandon"
     assert "22 migrations (" in found["reason"]
     assert len(found["reason"]) < 200
+
+
+def revision(name: str, *down: str, **judged: str) -> dict:
+    return {**migration(name, **judged), "app": "alembic", "down": list(down)}
+
+
+def alembic(*heads: str) -> list[list[str]]:
+    return [["alembic", head] for head in heads]
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (["c"], ["a"], ["b", "c"]),
+        (["b"], ["a"], ["b"]),
+        (["a"], ["a"], []),
+        # A merge of two heads, and one of them alone.
+        (["m"], ["b", "x"], ["m"]),
+        (["m"], ["a"], ["b", "m"]),
+        # Nobody knows what is below it.
+        (["strange"], ["a"], ["strange"]),
+        ([], ["a"], []),
+    ],
+)
+def test_what_is_below_a_head_of_alembic_is_applied_too(now: list, before: list, expected: list) -> None:
+    plan = {"migrations": [revision("b", "a"), revision("c", "b"), revision("m", "b", "x")]}
+    assert applied_since(alembic(*now), alembic(*before), plan) == alembic(*expected)
+
+
+def test_a_revision_below_the_head_counts_for_the_decision() -> None:
+    plan = [revision("b", "a", compatible="no", reversible="no"), revision("c", "b")]
+    found = decide(
+        record=record(plan, applied_before=alembic("a")),
+        states={"web1": {**state("new"), "applied": alembic("c")}},
+        primary="web1",
+    )
+    assert level(found) == "restore"
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_command_is_applied_once_it_has_begun(began: bool) -> None:
+    unknown = dict.fromkeys(("compatible", "reversible", "destructive"), "unknown")
+    plan = [{**migration("init.py", **unknown), "app": "command"}]
+    found = decide(
+        record=record(plan, applied_before=[] if began else None),
+        states={"web1": {**state("new"), "applied": None}},
+        primary="web1",
+    )
+    assert level(found) == ("restore" if began else "code")
+    assert (
+        level(
+            decide(
+                record=record([], phases=[{"phase": "migrate"}], applied_before=[]),
+                states={"web1": {**state("new"), "applied": None}},
+                primary="web1",
+            )
+        )
+        == "code"
+    )

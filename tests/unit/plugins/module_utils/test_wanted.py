@@ -35,6 +35,34 @@ def test_pending_migrations_by_file(
     assert [".".join(entry) for entry in found] == expected
 
 
+REVISIONS = [
+    "migrations/versions/0001_leads.py",
+    "migrations/versions/2026/0002_score.py",
+    "migrations/versions/__init__.py",
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "applied", "expected"),
+    [
+        (None, None, ["0001_leads", "0002_score"]),
+        (["migrations/versions/2026/0002_score.py", "app.py"], [["alembic", "x"]], ["0002_score"]),
+        (["app.py"], [["alembic", "x"]], []),
+        # Code is live, but its table is not there.
+        (["app.py"], None, ["0001_leads", "0002_score"]),
+    ],
+)
+def test_revisions_of_alembic_are_pending_where_files_differ(
+    changed: list | None, applied: list | None, expected: list
+) -> None:
+    found = wanted.pending_by_file(REVISIONS, "", applied, "alembic", changed)
+    assert found == [["alembic", name] for name in expected]
+
+
+def test_a_command_is_always_pending() -> None:
+    assert len(wanted.pending_by_file([], "", None, "command", [])) == 1
+
+
 def test_the_release_is_named_by_commit_and_inputs() -> None:
     assert wanted.release_name("ab" * 20, "01234567") == "abababababab-01234567"
 
