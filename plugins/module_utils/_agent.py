@@ -32,6 +32,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _agent_apply,
     _agent_django,
     _agent_migrate,
+    _agent_offline,
     _agent_rehearse,
     _agent_runtime,
     _agent_scratch,
@@ -84,6 +85,7 @@ AGENT_PARTS = (
     ("_runbook_steps", _agent_steps),
     ("_runbook_apply", _agent_apply),
     ("_runbook_written", _agent_written),
+    ("_runbook_offline", _agent_offline),
     ("_runbook_rehearse", _agent_rehearse),
 )
 # What Alembic needs instead; the later ones' operations hide those of the same name for Django.
@@ -92,6 +94,7 @@ ALEMBIC_PARTS = (
     ("_runbook_scratch", _agent_scratch),
     ("_runbook_session", _agent_session),
     ("_runbook_steps", _agent_steps),
+    ("_runbook_offline", _agent_offline),
     ("_runbook_rehearse", _agent_rehearse),
     ("_runbook_alembic", _agent_alembic),
     ("_runbook_alembic_guard", _agent_alembic_guard),

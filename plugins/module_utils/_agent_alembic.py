@@ -284,7 +284,7 @@ def _difference(entry: Any) -> str:
 
 
 def isolate(context: Any) -> dict[str, Any]:
-    """Let nobody connect to anything but the database, as ``_agent_rehearse.isolate`` does for Django."""
+    """Let nobody connect to anything but the database, see ``_agent_offline.cut_off``."""
     import socket
 
     facts = context.memory["facts"]
@@ -297,8 +297,10 @@ def isolate(context: Any) -> dict[str, Any]:
             allowed |= {entry[4][:2] for entry in socket.getaddrinfo(name, number, type=socket.SOCK_STREAM)}
         except OSError:
             continue
-    part("rehearse")._refuse_connections(context, allowed)
-    return {"off": ["network"]}
+    # Without a host a driver may still take one from elsewhere, so only what is named as a socket counts.
+    by_socket = facts["vendor"] == "sqlite" or host.startswith("/")
+    network = part("offline").cut_off(context, allowed, by_socket=by_socket)
+    return {"off": ["network"], "network": network}
 
 
 def tell_locks(context: Any) -> dict[str, Any]:

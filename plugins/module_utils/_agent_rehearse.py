@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Operations inside a Django application before its migrations are rehearsed: no mail, no network, locks are told.
 
-Runs in the application's Python (3.8 and up, Django 3.2 and up), loaded by ``_agent_runtime.py``; imports nothing of
-the collection, and Django only inside functions.
+Runs in the application's Python (3.8 and up, Django 3.2 and up), loaded by ``_agent_runtime.py`` after
+``_agent_offline.py``; imports nothing of the collection, and Django only inside functions.
 
 This module util is PRIVATE to the collection: it can change at any time.
 """
@@ -34,31 +34,25 @@ SQL_LOCKS = (
     "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE l.pid = pg_backend_pid() AND l.granted "
     "AND c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
 )
-MAIL = "django.core.mail.backends.locmem.EmailBackend"
 
 
 def isolate(context: Any) -> dict[str, Any]:
-    """Send mail into memory and let nobody connect to anything but the database; return what was switched off.
+    """Send mail and tasks into memory and let nobody connect to anything but the database.
 
-    Connections are refused where Python makes them: mail, HTTP, Redis, message brokers. A driver that connects by
-    itself in C, as that of PostgreSQL does, is not seen, which is why its connections are asked where they lead.
+    :return: ``{off, network}``: what was switched off, and how the network was, see ``_agent_offline.cut_off``.
     """
-    from django.conf import settings
-
-    off = []
-    if settings.EMAIL_BACKEND != MAIL:
-        settings.EMAIL_BACKEND = MAIL
-        off.append("mail")
-    _refuse_connections(context, _allowed(context))
-    off.append("network")
-    return {"off": off}
-
-
-def _allowed(context: Any) -> set[tuple[str, int]]:
-    """Return the addresses of the scratch database, for drivers that connect in Python."""
     from django.db import connections
 
-    settings_dict = connections[context.memory["alias"]].settings_dict
+    offline = sys.modules["_runbook_offline"]
+    off = [name for name, done in (("mail", offline.mail_off()), ("broker", offline.broker_off())) if done]
+    connection = connections[context.memory["alias"]]
+    network = offline.cut_off(context, _allowed(connection), by_socket=_by_socket(connection))
+    return {"off": [*off, "network"], "network": network}
+
+
+def _allowed(connection: Any) -> set[tuple[str, int]]:
+    """Return the addresses of the scratch database, for drivers that connect in Python."""
+    settings_dict = connection.settings_dict
     host, port = str(settings_dict.get("HOST") or "localhost"), settings_dict.get("PORT")
     found = {(host, int(port))} if port else {(host, 3306), (host, 5432)}
     for name, number in list(found):
@@ -67,26 +61,18 @@ def _allowed(context: Any) -> set[tuple[str, int]]:
     return found
 
 
-def _refuse_connections(context: Any, allowed: set[tuple[str, int]]) -> None:
-    def guarded(original: Any) -> Any:
-        def connect(self: Any, address: Any) -> Any:
-            if self.family != socket.AF_UNIX and tuple(address[:2]) not in allowed:
-                place = ":".join(str(part) for part in address[:2])
-                context.emit(event="refused", address=place)
-                raise ConnectionRefusedError(f"connections to {place} are off while migrations are rehearsed")
-            return original(self, address)
-
-        return connect
-
-    class Guarded(socket.socket):
-        connect = guarded(socket.socket.connect)
-        connect_ex = guarded(socket.socket.connect_ex)
-
-    # socket.create_connection, http.client and the clients built on them look the class up in the module.
-    socket.socket = Guarded  # type: ignore[misc]
-    ssl = sys.modules.get("ssl")
-    if ssl is not None and hasattr(ssl, "SSLSocket"):
-        ssl.SSLSocket.connect = guarded(ssl.SSLSocket.connect)
+def _by_socket(connection: Any) -> bool:
+    """Return whether the database is reached without any network, so that further connections are possible, too."""
+    settings_dict = connection.settings_dict
+    if connection.vendor == "postgresql":
+        # Asked, because libpq takes the host from many places.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT inet_server_addr() IS NULL")
+            return bool(cursor.fetchone()[0])
+    if connection.vendor == "mysql":
+        options = settings_dict.get("OPTIONS") or {}
+        return str(settings_dict.get("HOST") or "").startswith("/") or bool(options.get("unix_socket"))
+    return bool(connection.vendor == "sqlite")
 
 
 def tell_locks(context: Any) -> dict[str, Any]:

@@ -125,7 +125,9 @@ def verify(
         if scratch and held(rehearse, state["pending"], state["applied"]):
             engine = engine_of({**(live or {}), **scratch}, None, target.user)
             last = plan["migrations"][-1]["name"] if look else ""
-            rehearsal = Models(agent, engine, scratch, limit=limit, lock_timeout=lock_timeout, last=last)
+            rehearsal = Models(
+                agent, engine, scratch, when=rehearse, limit=limit, lock_timeout=lock_timeout, last=last
+            )
             with (journal or Journal(None, None, [])).phase("rehearse") as entry:
                 plan, more = rehearsal.run(plan, state["applied"])
                 entry.update(plan["rehearsal"])

@@ -181,7 +181,9 @@ def verify(
             )
         if scratch and held(rehearse, state["pending"], state["applied"]):
             engine = engine_of({**(live or {}), **scratch}, None, target.user)
-            rehearsal = Rehearsal(agent, engine, scratch, limit=limit, lock_timeout=lock_timeout)
+            rehearsal = Rehearsal(
+                agent, engine, scratch, when=rehearse, limit=limit, lock_timeout=lock_timeout
+            )
             with (journal or Journal(None, None, [])).phase("rehearse") as entry:
                 plan, more = rehearsal.run(plan, state["applied"])
                 entry.update(plan["rehearsal"])

@@ -72,10 +72,15 @@ def merge(plan: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, 
     return {**plan, "migrations": migrations, **overall(migrations)}
 
 
+class NeedsNetwork(Exception):
+    """A migration failed after it was refused a connection; its text is the note for the operator."""
+
+
 class Rehearsal:
     """One rehearsal in the process *agent*, whose database is *scratch*.
 
     :param limit: seconds for all migrations forward.
+    :param when: ``auto``: a migration that needs the network ends the rehearsal; ``always``: it ends the deployment.
     """
 
     def __init__(
@@ -86,20 +91,26 @@ class Rehearsal:
         *,
         limit: float,
         lock_timeout: float,
+        when: str = "auto",
     ) -> None:
+        self.when = when
         self.agent = agent
         self.engine = engine
         self.scratch = dict(scratch)
         self.limit = limit
         self.lock_timeout = lock_timeout
         self.locks: list[dict[str, str]] = []
+        # Addresses, of the whole rehearsal and of the present migration.
         self.refused: list[str] = []
+        self.refused_now: list[str] = []
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "locks":
             self.locks += [entry for entry in event["locks"] if entry not in self.locks]
-        elif event.get("event") == "refused" and event["address"] not in self.refused:
-            self.refused.append(str(event["address"]))
+        elif event.get("event") == "refused":
+            for listed in (self.refused, self.refused_now):
+                if event["address"] not in listed:
+                    listed.append(str(event["address"]))
 
     def run(
         self, plan: Mapping[str, Any], applied: Sequence[Sequence[str]]
@@ -109,15 +120,22 @@ class Rehearsal:
         :param applied: what is applied on the scratch now.
         :raises Problem: when a migration fails going forward, or all of them take longer than the limit.
         """
-        off = self.agent.call("isolate")["off"]
+        isolated = self.agent.call("isolate")
         self.agent.call("tell_locks")
         found: dict[tuple[str, str], dict[str, Any]] = {}
         stages: list[tuple[tuple[str, str], list[list[str]], dict[str, Any]]] = []
-        rows = [list(row) for row in applied]
+        rows, ended = [list(row) for row in applied], []
         for migration in plan["migrations"]:
             key = (migration["app"], migration["name"])
-            stages.append((key, [list(row) for row in rows], self.engine.snapshot(self.scratch)))
-            found[key] = self._forward(key, sum(entry["forward_seconds"] for entry in found.values()))
+            before = self.engine.snapshot(self.scratch)
+            try:
+                seen = self._forward(key, sum(entry["forward_seconds"] for entry in found.values()))
+            except NeedsNetwork as needs:
+                # What it left of itself is unknown, so nothing is compared any more.
+                ended, stages = [str(needs)], []
+                break
+            stages.append((key, [list(row) for row in rows], before))
+            found[key] = seen
             rows.append(list(key))
         forward = sum(entry["forward_seconds"] for entry in found.values())
         if forward > self.limit:
@@ -125,7 +143,7 @@ class Rehearsal:
                 f"The pending migrations took {forward:.1f} s on the copy of the database, above app_migrate_time_limit of "
                 f"{self.limit:g} s; nothing live was touched: raise the limit and plan a window of that length, or make them quicker."
             )
-        notes = [
+        notes = ended + [
             f"connections to {address} were refused while migrations were rehearsed"
             for address in self.refused
         ]
@@ -140,13 +158,13 @@ class Rehearsal:
         merged["rehearsal"] = {
             "forward_seconds": round(forward, 3),
             "backward_seconds": round(sum(entry["backward_seconds"] or 0.0 for entry in found.values()), 3),
-            "off": off,
+            **isolated,
         }
         return merged, notes
 
     def _forward(self, key: tuple[str, str], used: float) -> dict[str, Any]:
         name = ".".join(key)
-        self.locks = []
+        self.locks, self.refused_now = [], []
         begun = time.monotonic()
         left = max(1.0, self.limit - used)
         try:
@@ -165,9 +183,21 @@ class Rehearsal:
                     "over; nothing live was touched: raise the limit and plan a window of that length, or make it quicker.",
                     problem.evidence,
                 ) from problem
+            cure = "correct it and deploy the correction"
+            if self.refused_now and problem.reason == "application":
+                needed = ", ".join(self.refused_now)
+                if self.when == "auto":
+                    raise NeedsNetwork(
+                        f"the rehearsal ended at {name}, which failed without a connection to {needed}: it and what comes after it are "
+                        "judged by their operations alone"
+                    ) from problem
+                cure = (
+                    f"connections are off then, and it tried {needed}: give it another address in app_migrate_rehearse_environment, or "
+                    "set app_migrate_rehearse to auto"
+                )
             raise Problem(
-                f"The migration {name} failed in the rehearsal on a copy of the database; nothing live was touched: correct it and "
-                f"deploy the correction. {problem.message}",
+                f"The migration {name} failed in the rehearsal on a copy of the database; nothing live was touched: {cure}. "
+                f"{problem.message}",
                 problem.evidence,
             ) from problem
         return {

@@ -186,9 +186,13 @@ def markdown(facts: Mapping[str, Any]) -> str:
         lines += ["", "## Timeline", ""] + _table(("begun", "phase", "state", "seconds", "message"), rows)
     migrations = (record.get("plan") or {}).get("migrations") or []
     if migrations:
-        rows = [(m["app"], m["name"], m["reversible"], m["compatible"], m["destructive"]) for m in migrations]
+        rows = [
+            (m["app"], m["name"], m["reversible"], m["compatible"], m["destructive"], rehearsed(m))
+            for m in migrations
+        ]
         lines += ["", "## Migrations", ""]
-        lines += _table(("app", "migration", "reversible", "old code can run", "destroys data"), rows)
+        head = ("app", "migration", "reversible", "old code can run", "destroys data", "on the copy")
+        lines += _table(head, rows)
     backup = record.get("backup") or {}
     if backup.get("id"):
         lines += ["", "## Backup", ""]
@@ -197,6 +201,19 @@ def markdown(facts: Mapping[str, Any]) -> str:
         rows = [(host, host_sentence(state)) for host, state in sorted(facts["states"].items())]
         lines += ["", "## Hosts", ""] + _table(("host", "measured"), rows)
     return "\n".join(lines) + "\n"
+
+
+def rehearsed(migration: Mapping[str, Any]) -> str:
+    """Return what became of *migration* when it was rehearsed, as one cell."""
+    found = migration.get("rehearsed")
+    if not found:
+        return "not rehearsed"
+    there = f"forward {found['forward_seconds']:.1f} s"
+    if found["backward_seconds"] is None:
+        return f"{there}, back: {found['failed'] if found.get('failed') else 'not tried'}"
+    left = [*found["schema"], *found["rows"]]
+    said = f"differs ({'; '.join(left[:3])}{'; …' if len(left) > 3 else ''})" if left else "all as before"
+    return f"{there}, back {found['backward_seconds']:.1f} s: {said}"
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -149,8 +149,10 @@ options:
         the first deployment of an empty database, V(always) does then, too.
       - Schema and rows after going back are compared with those before. A difference means that a migration cannot be
         reversed, whatever it claims; none proves what was V(unknown).
-      - Mail goes into memory meanwhile, and connections that Python code makes to anything but the database are refused.
-      - What fails then, or takes longer than O(time_limit), ends the deployment before anything live is touched.
+      - Mail and Celery's tasks go into memory meanwhile, and connections that Python code makes to anything but the database are refused.
+        Where the database is a file or has a Unix socket and the kernel allows it, the process has no network at all.
+      - With V(auto) a migration that fails after it was refused a connection ends the rehearsal, with V(always) the deployment.
+      - What else fails then, or takes longer than O(time_limit), ends the deployment before anything live is touched.
     type: str
     choices: [auto, always, never]
     default: never
@@ -248,7 +250,9 @@ plan:
       description: The worst answer of all.
       type: str
     rehearsal:
-      description: The rehearsal, C(forward_seconds), C(backward_seconds) and C(off), what was switched off meanwhile. Missing where none was held.
+      description:
+        - The rehearsal, with C(forward_seconds), C(backward_seconds), C(off) (what was switched off meanwhile) and C(network),
+          V(namespace) for a process without any or V(python) for connections that were refused. Missing where none was held.
       type: dict
     rebuilds:
       description: The tables that SQLite copies, while writers have to wait.

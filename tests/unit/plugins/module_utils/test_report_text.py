@@ -10,6 +10,7 @@ from typing import Any
 from ansible_collections.runbook.deploy.plugins.module_utils._report import (
     host_sentence,
     markdown,
+    rehearsed,
     status,
     terminal,
 )
@@ -110,3 +111,18 @@ def test_without_a_restore_nothing_is_said_of_one() -> None:
     for text in (*told("failed"), *told("failed", restored="b1", lost={})):
         assert "kept" not in text
         assert "backup b1" not in text
+
+
+def test_what_a_rehearsal_found_is_a_cell() -> None:
+    found = {"forward_seconds": 1.23, "backward_seconds": 0.5, "schema": [], "rows": []}
+    assert rehearsed({}) == "not rehearsed"
+    assert rehearsed({"rehearsed": found}) == "forward 1.2 s, back 0.5 s: all as before"
+    lost = {**found, "rows": ["table notes: 1 rows, was 2 rows"]}
+    assert rehearsed({"rehearsed": lost}) == "forward 1.2 s, back 0.5 s: differs (table notes: 1 rows, was 2 rows)"
+    assert rehearsed({"rehearsed": {**found, "backward_seconds": None}}) == "forward 1.2 s, back: not tried"
+    failed = {**found, "backward_seconds": None, "failed": "no way back"}
+    assert rehearsed({"rehearsed": failed}) == "forward 1.2 s, back: no way back"
+    migration = {"app": "a", "name": "b", "reversible": "no", "compatible": "yes", "destructive": "yes"}
+    facts = {"verdict": "success", "application": "shop", "stage": "test"}
+    text = markdown({**facts, "record": {"plan": {"migrations": [{**migration, "rehearsed": lost}]}}})
+    assert "differs (table notes: 1 rows, was 2 rows)" in text

@@ -1,10 +1,12 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Migrations rehearsed on a copy by a real Django project: on SQLite, and on a real PostgreSQL server."""
+"""Migrations rehearsed on a copy by a real Django project: on SQLite, and on real PostgreSQL and MariaDB servers."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import socket
 import threading
@@ -24,6 +26,7 @@ from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_s
     PASSWORD,
     Server,
     ServerProject,
+    program,
     serving,
 )
 
@@ -33,27 +36,45 @@ SETTINGS = 'EMAIL_HOST = "127.0.0.1"\nEMAIL_PORT = 25\nEMAIL_BACKEND = "django.c
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def postgresql() -> Iterator[Server]:
     with serving("postgresql") as running:
         yield running
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module")
+def mysql() -> Iterator[Server]:
+    with serving("mysql") as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> DjangoProject:
     """A project with its first migrations and two orders in the live database."""
     if request.param == "sqlite":
         made: DjangoProject = DjangoProject(tmp_path / "srv")
     else:
-        running = request.getfixturevalue("server")
+        running = request.getfixturevalue(request.param)
         running.clean()
         made = ServerProject(tmp_path / "srv", running)
     made.manage("migrate", "--verbosity", "0")
     statement = "insert into orders_order (number) values ('one'), ('two')"
     if isinstance(made, ServerProject):
-        made.server.sql(f"SET ROLE app; {statement}")
+        made.server.sql(f"SET ROLE app; {statement}" if request.param == "postgresql" else statement)
     else:
         made.rows(statement)
     return made
+
+
+def copy(running: Server) -> None:
+    """Make the scratch database a copy of the live one."""
+    if running.engine == "postgresql":
+        running.sql(f"DROP DATABASE {running.scratch} WITH (FORCE)", "postgres")
+        running.sql(f"CREATE DATABASE {running.scratch} TEMPLATE shop OWNER app", "postgres")
+        return
+    running.sql(f"DROP DATABASE {running.scratch}; CREATE DATABASE {running.scratch}", None)
+    arguments = ["--no-defaults", f"--socket={running.socket}", "-u", "root", "shop"]  # type: ignore[attr-defined]
+    dump = running.run(program("mariadb-dump", "mysqldump"), *arguments)
+    running.sql(dump.replace("/*M!999999\\- enable the sandbox mode */", ""), running.scratch)
 
 
 @pytest.fixture
@@ -63,8 +84,7 @@ def rehearse(project: DjangoProject, capsys: pytest.CaptureFixture[str]) -> Call
     def call(**options: Any) -> dict[str, Any]:
         if isinstance(project, ServerProject):
             running = project.server
-            running.sql(f"DROP DATABASE {running.scratch} WITH (FORCE)", "postgres")
-            running.sql(f"CREATE DATABASE {running.scratch} TEMPLATE shop OWNER app", "postgres")
+            copy(running)
             scratch: dict[str, Any] = project.scratch_database
             live = {**running.database, "password": PASSWORD}
         else:
@@ -118,7 +138,7 @@ def test_an_addition_goes_and_comes_back(
     assert (found["reversible"], found["destructive"]) == ("yes", "no")
     assert found["rehearsed"]["schema"] == found["rehearsed"]["rows"] == []
     assert found["rehearsed"]["forward_seconds"] > 0 and found["rehearsed"]["backward_seconds"] > 0
-    if isinstance(project, ServerProject):
+    if isinstance(project, ServerProject) and project.server.engine == "postgresql":
         assert {"table": "orders_order", "lock": "AccessExclusiveLock"} in found["rehearsed"]["locks"]
     phases = [entry for entry in journal(project)["phases"] if entry["phase"] == "rehearse"]
     assert [entry["state"] for entry in phases] == ["done"]
@@ -241,42 +261,141 @@ def test_what_takes_too_long_ends_it_too(
     assert "app_migrate_time_limit" in answer["msg"] and "nothing live was touched" in answer["msg"]
 
 
+@contextlib.contextmanager
+def listening() -> Iterator[tuple[int, list[Any]]]:
+    """A port that takes connections and packets, and a list that gets each of them."""
+    seen: list[Any] = []
+    stop = threading.Event()
+    with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as packets:
+        stream.bind(("127.0.0.1", 0))
+        packets.bind(stream.getsockname())
+        stream.listen()
+
+        def look(listener: socket.socket, take: Callable[[], Any]) -> None:
+            listener.settimeout(0.1)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    seen.append(take())
+
+        threads = [
+            threading.Thread(target=look, args=(stream, stream.accept)),
+            threading.Thread(target=look, args=(packets, lambda: packets.recvfrom(99))),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield stream.getsockname()[1], seen
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+WAYS = """\
+def there(apps, editor):
+    import contextlib, socket, urllib.request
+    from django.core.mail import send_mail
+    send_mail('s', 'b', 'a@example.org', ['b@example.org'])
+    ways = [
+        lambda: socket.create_connection(('127.0.0.1', {port}), 2),
+        lambda: urllib.request.urlopen('http://127.0.0.1:{port}/', timeout=2),
+        lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {port})),
+    ]
+    for way in ways:
+        with contextlib.suppress(OSError):
+            way()
+"""
+PROGRAM = """\
+    import subprocess, sys
+    program = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {port}))"
+    subprocess.run([sys.executable, '-c', program], stderr=subprocess.DEVNULL)
+"""
+
+
 def test_mail_and_connections_go_nowhere(
     project: DjangoProject, rehearse: Callable[..., dict[str, Any]]
 ) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        listener.settimeout(0.2)
-        port = listener.getsockname()[1]
-        seen: list[Any] = []
-        stop = threading.Event()
-
-        def accept() -> None:
-            while not stop.is_set():
-                try:
-                    seen.append(listener.accept())
-                except TimeoutError:
-                    continue
-
-        thread = threading.Thread(target=accept)
-        thread.start()
+    with listening() as (port, seen):
         project.append_settings(SETTINGS.replace("25", str(port)))
-        code = (
-            "def there(apps, editor):\n    import socket, urllib.request\n    from django.core.mail import send_mail\n"
-            "    send_mail('s', 'b', 'a@example.org', ['b@example.org'])\n"
-            f"    for way in (lambda: socket.create_connection(('127.0.0.1', {port}), 2),\n"
-            f"                lambda: urllib.request.urlopen('http://127.0.0.1:{port}/', timeout=2)):\n"
-            "        try:\n            way()\n        except OSError:\n            pass\n"
-        )
+        code = WAYS.format(port=port)
         project.migration("0002_data", "0001_initial", "migrations.RunPython(there)", code=code)
         answer = rehearse()
-        stop.set()
-        thread.join()
     assert not answer["failed"], answer
     assert seen == []
     assert f"connections to 127.0.0.1:{port} were refused while migrations were rehearsed" in answer["notes"]
     assert answer["plan"]["rehearsal"]["off"] == ["mail", "network"]
+
+
+@pytest.mark.parametrize("project", ["sqlite", "postgresql"], indirect=True)
+def test_without_a_network_a_program_gets_nowhere_either(
+    project: DjangoProject, rehearse: Callable[..., dict[str, Any]]
+) -> None:
+    if isinstance(project, ServerProject):
+        project.configure(HOST=str(project.server.directory))
+    with listening() as (port, seen):
+        code = (WAYS + PROGRAM).format(port=port)
+        project.migration("0002_data", "0001_initial", f"{FIELD}, migrations.RunPython(there)", code=code)
+        models(project, "extra = models.CharField(max_length=9, null=True)")
+        answer = rehearse()
+    assert not answer["failed"], answer
+    if answer["plan"]["rehearsal"]["network"] != "namespace":
+        pytest.skip("this system gives no process a network namespace of its own")
+    assert seen == []
+    # Nothing but the network is missing: it went back, too, as far as it can.
+    assert answer["plan"]["migrations"][0]["rehearsed"]["forward_seconds"] > 0
+
+
+NEEDS = "def there(apps, editor):\n    import socket\n    socket.create_connection(('{host}', 9), 2)\n"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+@pytest.mark.parametrize("project", ["sqlite", "mysql"], indirect=True)
+def test_a_migration_that_needs_a_service_is_judged_by_its_operations(
+    project: DjangoProject, rehearse: Callable[..., dict[str, Any]], host: str
+) -> None:
+    project.migration("0002_extra", "0001_initial", FIELD)
+    models(project, "extra = models.CharField(max_length=9, null=True)")
+    code = NEEDS.format(host=host) + "def back(apps, editor):\n    pass\n"
+    project.migration("0003_data", "0002_extra", "migrations.RunPython(there, back)", code=code)
+    answer = rehearse()
+    assert not answer["failed"], answer
+    first, second = answer["plan"]["migrations"]
+    assert first["rehearsed"]["backward_seconds"] is None and "rehearsed" not in second
+    assert (second["reversible"], second["destructive"]) == ("yes", "unknown")
+    assert any(
+        f"ended at orders.0003_data, which failed without a connection to {host}:9" in n
+        for n in answer["notes"]
+    )
+    demanded = rehearse(rehearse="always")
+    assert demanded["failed"]
+    assert f"it tried {host}:9" in demanded["msg"] and "app_migrate_rehearse_environment" in demanded["msg"]
+
+
+CELERY = """\
+from celery import Celery
+app = Celery("shop", broker="redis://127.0.0.1:{port}/0", backend="redis://127.0.0.1:{port}/1")
+@app.task
+def told(number):
+    open({path!r}, "w").write(number)
+"""
+
+
+@pytest.mark.parametrize("project", ["sqlite"], indirect=True)
+def test_tasks_go_nowhere_and_nobody_runs_them(
+    project: DjangoProject, rehearse: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("celery") is None:
+        pytest.skip("Celery is not installed beside pytest; install requirements-dev.txt")
+    with listening() as (port, seen):
+        project.write("shop/celery.py", CELERY.format(port=port, path=str(tmp_path / "run")))
+        project.write("shop/__init__.py", "from .celery import app\n")
+        project.append_settings(f"CELERY_BROKER_URL = 'redis://127.0.0.1:{port}/0'\n")
+        code = "def there(apps, editor):\n    from shop.celery import told\n    told.delay('one')\n"
+        project.migration("0002_data", "0001_initial", "migrations.RunPython(there)", code=code)
+        answer = rehearse(rehearse="always")
+    assert not answer["failed"], answer
+    assert seen == [] and not (tmp_path / "run").exists()
+    assert "broker" in answer["plan"]["rehearsal"]["off"]
 
 
 def test_a_variable_of_the_rehearsal_reaches_it_and_is_no_part_of_the_answer(
