@@ -118,7 +118,10 @@ def test_what_a_rehearsal_found_is_a_cell() -> None:
     assert rehearsed({}) == "not rehearsed"
     assert rehearsed({"rehearsed": found}) == "forward 1.2 s, back 0.5 s: all as before"
     lost = {**found, "rows": ["table notes: 1 rows, was 2 rows"]}
-    assert rehearsed({"rehearsed": lost}) == "forward 1.2 s, back 0.5 s: differs (table notes: 1 rows, was 2 rows)"
+    assert (
+        rehearsed({"rehearsed": lost})
+        == "forward 1.2 s, back 0.5 s: differs (table notes: 1 rows, was 2 rows)"
+    )
     assert rehearsed({"rehearsed": {**found, "backward_seconds": None}}) == "forward 1.2 s, back: not tried"
     failed = {**found, "backward_seconds": None, "failed": "no way back"}
     assert rehearsed({"rehearsed": failed}) == "forward 1.2 s, back: no way back"
