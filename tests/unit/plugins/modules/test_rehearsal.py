@@ -174,6 +174,22 @@ def test_a_reversal_that_exits_zero_and_has_thrown_rows_away(
     assert found["rehearsed"]["rows"] == ["table orders_order: 1 rows, was 2 rows"]
 
 
+def test_rows_that_are_gone_are_not_laid_to_migrations_before(
+    project: DjangoProject, rehearse: Callable[..., dict[str, Any]]
+) -> None:
+    project.migration("0002_extra", "0001_initial", FIELD)
+    models(project, "extra = models.CharField(max_length=9, null=True)")
+    code = (
+        "def there(apps, editor):\n    apps.get_model('orders', 'Order').objects.filter(number='one').delete()\n"
+        "def back(apps, editor):\n    pass\n"
+    )
+    project.migration("0003_data", "0002_extra", "migrations.RunPython(there, back)", code=code)
+    first, second = rehearse()["plan"]["migrations"]
+    assert (second["reversible"], second["destructive"]) == ("no", "yes")
+    assert (first["reversible"], first["destructive"]) == ("yes", "no")
+    assert first["rehearsed"]["backward_seconds"] is None
+
+
 def test_a_reversal_that_leaves_another_schema(
     project: DjangoProject, rehearse: Callable[..., dict[str, Any]]
 ) -> None:
