@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 
 from flask import Blueprint, jsonify
+from leadbook.models import db
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-
-from leadbook.models import db
 
 blueprint = Blueprint("health", __name__)
 VERSION = Path(__file__).resolve().parent.parent.joinpath("VERSION")
