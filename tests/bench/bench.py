@@ -36,7 +36,7 @@ sys.path.insert(0, str(PROJECT / "tests" / "containers"))
 
 import hosts
 import supplies
-from figures import busy, missed, rows_of, table
+from figures import busy, enter, missed, rows_of, table
 
 HOST = "bench1"
 RESULT = PROJECT / "build" / "bench.json"
@@ -273,12 +273,7 @@ def main() -> int:
             hosts.down(quiet=True)
     rows = rows_of(rounds)
     (LOGS / "rounds.json").write_text(json.dumps(rounds, indent=1) + "\n")
-    RESULT.write_text(
-        json.dumps(
-            [{key: row[key] for key in ("name", "seconds", "floor", "ratio")} for row in rows], indent=1
-        )
-        + "\n"
-    )
+    enter(RESULT, rows)
     print(f"\nmedians of {len(rounds)} rounds in seconds, connecting included\n{table(rows)}")
     failures = missed(rows)
     print("\n".join(failures) if failures else "All targets are reached.")
