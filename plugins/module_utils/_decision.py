@@ -11,62 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._applied import (
+    Migration,
+    applied_since,
+    worst,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # From the least to the most; `flags` comes with feature flags, `none` is for failures that need nothing undone.
 LEVELS = ("none", "abandon", "code", "migrations", "restore", "stop")
-WORST = {"yes": 0, "unknown": 1, "no": 2}
-
-Migration = Sequence[str]
-
-
-def difference(now: Iterable[Migration], before: Iterable[Migration]) -> list[list[str]]:
-    """Return the migrations ``[app, name]`` in *now* that are not in *before*, in the order of *now*."""
-    known = {tuple(row) for row in before}
-    return [list(row) for row in now if tuple(row) not in known]
-
-
-def applied_since(
-    now: Iterable[Migration], before: Iterable[Migration], plan: Mapping[str, Any]
-) -> list[list[str]]:
-    """Return what of *plan* was applied since *before*, in the order in which it was applied.
-
-    Rows of Alembic are heads: the revisions below them, down to what was applied before, are applied, too. Of a command
-    no table says anything: once it has begun, it is applied.
-    """
-    before = [tuple(row) for row in before]
-    found = difference(now, before)
-    listed = [(m["app"], m["name"]) for m in plan.get("migrations", [])]
-    down = {(m["app"], m["name"]): m.get("down") or [] for m in plan.get("migrations", [])}
-    reached = {tuple(row) for row in found}
-    waiting = [row for row in found if row[0] == "alembic"]
-    while waiting:
-        for name in down.get(tuple(waiting.pop()), []):
-            below = ("alembic", name)
-            # What is not in the plan either was applied before.
-            if below in down and below not in reached and below not in before:
-                reached.add(below)
-                waiting.append(list(below))
-    reached |= {key for key in listed if key[0] == "command"}
-    strange = [row for row in found if tuple(row) not in down]
-    if not any(app in ("alembic", "command") for app, _name in reached):
-        return found
-    return strange + [list(key) for key in listed if key in reached]
-
-
-def worst(applied: Iterable[Migration], plan: Mapping[str, Any], key: str) -> str:
-    """Return the worst judgement of *key* over the migrations in *applied*.
-
-    :param plan: ``{"migrations": [{"app", "name", "reversible", "compatible", "destructive"}]}``.
-    :return: ``yes``, ``no`` or ``unknown``; for ``destructive`` a ``yes`` is the worst. A migration that the
-        plan does not know is ``unknown``.
-    """
-    judged = {(m["app"], m["name"]): m.get(key, "unknown") for m in plan.get("migrations", [])}
-    found = {judged.get(tuple(row), "unknown") for row in applied} or {
-        "no" if key == "destructive" else "yes"
-    }
-    order = ("yes", "unknown", "no") if key == "destructive" else ("no", "unknown", "yes")
-    return next(value for value in order if value in found)
 
 
 def _names(migrations: Iterable[Migration]) -> str:
@@ -158,6 +111,9 @@ def decide(
         )
     if doubt:
         return result("stop", f"{doubt[0].upper()}{doubt[1:]}: a person has to look.")
+    half = record.get("half_done")
+    if half:
+        return _half_done(result, record, plan, [half])
     if not revert and not reverse:
         unproven = (target or {}).get("proven") is False
         return result(
@@ -180,6 +136,25 @@ def decide(
             "proved to run with that: a person has to look at that host first.",
         )
     return _with_migrations(result, record, reverse, plan, revert, consent)
+
+
+def _half_done(
+    result: Any, record: Mapping[str, Any], plan: Mapping[str, Any], half: list[list[str]]
+) -> dict[str, Any]:
+    """Choose the level where a migration failed and part of it remains: nothing takes back a part of a migration."""
+    part = f"{_names(half)} failed, and part of it remains in the database"
+    if worst(half, plan, "compatible") == "yes":
+        return result(
+            "stop",
+            f"{part}; the old code runs with that: a person has to complete or undo it before the next deployment.",
+        )
+    backup = record.get("backup") or {}
+    if backup.get("id") and not backup.get("empty") and not record.get("traffic_taken"):
+        return result(
+            "restore",
+            f"{part}, with which the old code is not proved to run: backup {backup['id']} is restored, if that loses no writes.",
+        )
+    return result("stop", f"{part}, with which the old code is not proved to run: a person has to decide.")
 
 
 def _first(revert: Sequence[str], reverse: Sequence[Migration]) -> str:
@@ -415,6 +390,7 @@ def _as_one(newer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "applied_before": first.get("applied_before"),
         "backup": first.get("backup") or {},
         "plan": {"migrations": list(migrations.values())},
+        "half_done": next((record["half_done"] for record in newer if record.get("half_done")), None),
         "phases": list(phases.values()),
         "traffic_taken": next((r["traffic_taken"] for r in newer if r.get("traffic_taken")), None),
         "releases": sorted({record["release"] for record in newer if record.get("release")}),

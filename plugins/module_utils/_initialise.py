@@ -215,6 +215,7 @@ def apply(
     done = execute(target, command, limit, {})
     seconds = round(time.monotonic() - begun, 3)
     if done.rc != 0:
+        journal.update(half_done=[COMMAND, command.name])
         raise Problem(
             f"app_migrate_command {done.argv!r} {_end(done, limit)}, expected exit code 0; what it has changed in the live database by "
             "then is not known: see its last lines, and restore the backup where it left something half done.",

@@ -240,6 +240,9 @@ def explain(
     changed = (
         now is None or [list(row) for row in now] != [list(row) for row in before] or bool(progress.done)
     )
+    if verb == "applied" and running and running.get("atomic") is False and remains(progress):
+        # By this a rollback knows that nothing can take back what there is of it.
+        progress.journal.update(half_done=[running["app"], running["name"]])
     text = "; ".join(parts)
     return Problem(
         f"{text}. {problem.message}",
@@ -252,6 +255,14 @@ def explain(
         seconds=progress.done,
         live_changed=changed or bool(running and running.get("atomic") is False),
     )
+
+
+def remains(progress: Progress) -> bool:
+    """Return whether the running migration, which is not rolled back, has done anything; a statement that failed has not."""
+    operation = progress.failed_operation
+    if operation is None:
+        return bool((progress.running or {}).get("statements"))
+    return bool(operation["index"] > 1 or operation["deferred"] or operation["statements"])
 
 
 def what_remains(progress: Progress) -> str:

@@ -7,15 +7,17 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from ansible_collections.runbook.deploy.plugins.module_utils._applied import (
+    applied_since,
+    difference,
+    worst,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
     LEVELS,
-    applied_since,
     decide,
-    difference,
     forecast,
     through_unproven,
     towards,
-    worst,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -474,3 +476,24 @@ def test_a_command_is_applied_once_it_has_begun(began: bool) -> None:
         )
         == "code"
     )
+
+
+@pytest.mark.parametrize(
+    ("compatible", "backup", "expected"),
+    [
+        ("yes", {"id": "b1"}, "stop"),
+        ("no", {"id": "b1"}, "restore"),
+        ("unknown", {"id": "b1"}, "restore"),
+        ("no", {}, "stop"),
+        ("no", {"id": "b1", "empty": True}, "stop"),
+    ],
+)
+def test_part_of_a_migration_is_never_nothing(compatible: str, backup: dict, expected: str) -> None:
+    """MySQL cannot roll back changes of the schema: no row says so, and something live was changed all the same."""
+    plan = [migration("0002", compatible=compatible)]
+    found = decide(
+        record=record(plan, half_done=["shop", "0002"], backup=backup),
+        states={"web1": state()},
+        primary="web1",
+    )
+    assert level(found) == expected and "part of it remains" in found["reason"]

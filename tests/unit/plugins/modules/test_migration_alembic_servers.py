@@ -25,6 +25,7 @@ from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_s
     serving,
 )
 
+DEPLOYMENT = "20261121T013700-ab12"
 Run = Callable[..., dict[str, Any]]
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 BOTH = pytest.mark.parametrize("server", ["postgresql", "mysql"], indirect=True)
@@ -146,8 +147,11 @@ def test_half_way(project: AlembicProject, server: Server, run: Run) -> None:
         f'{ADD_NOTE}\nop.create_index("ix", "orders", ["nothing"])',
         f'op.drop_index("ix")\n{DROP_NOTE}',
     )
-    failed = run(state="applied")
+    about = {"id": DEPLOYMENT, "token": "t" * 16, "host": "web1", "primary": False, "about": {}}
+    failed = run(state="applied", record=about)
     assert failed["failed"] and failed["failed_migration"] == ["alembic", "r2"] and heads(server) == ["r1"]
+    story = json.loads((project.root / "deployments" / f"{DEPLOYMENT}.json").read_text())
+    assert story.get("half_done") == (None if server.engine == "postgresql" else ["alembic", "r2"])
     if server.engine == "postgresql":
         assert "note" not in columns(server) and failed["live_changed"] is False
         assert "its transaction was rolled back" in failed["msg"]
