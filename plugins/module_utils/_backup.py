@@ -48,6 +48,8 @@ MANIFEST = "manifest.json"
 # Directories of this prefix are backups in the making, or what a kill has left of one.
 PARTIAL = ".partial-"
 LOCK = ".lock"
+# Directories below scratch/ of this prefix hold what a restore unpacks; whoever uses one holds its lock.
+WORKING = ".restore-"
 # Seconds to wait for another backup of the same application to end.
 LOCK_WAIT = 60.0
 # Bytes and inodes to leave free beyond what is written: file systems need a few for themselves.
@@ -192,9 +194,35 @@ def backups_locked(layout: Layout, wait: float = LOCK_WAIT) -> Iterator[None]:
                 time.sleep(0.1)
         for leftover in layout.backups.glob(f"{PARTIAL}*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        remove_abandoned(layout.scratch)
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def working_directory(scratch: Path) -> Iterator[Path]:
+    """Give a new directory (0700) below *scratch* that goes at the end; after a kill :func:`remove_abandoned` finds it."""
+    scratch.mkdir(mode=0o711, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=WORKING, dir=scratch) as name:
+        handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(handle)
+
+
+def remove_abandoned(scratch: Path) -> None:
+    """Remove the working directories below *scratch* whose users are dead: they hold copies of all data."""
+    for path in scratch.glob(f"{WORKING}*"):
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def free_id(layout: Layout, wanted: str) -> str:
@@ -293,7 +321,7 @@ def copy_to_scratch(layout: Layout, engine: Engine, name: str, user: str | None)
     :raises Problem: when there is no room, or the database cannot be read.
     """
     size = engine.size()
-    require_space([(layout.backups, size), (layout.scratch, size)])
+    require_space([(layout.backups, size), (layout.scratch, size), *engine.server_space(size)])
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=layout.backups) as partial:
         dump = Path(partial) / engine.dump_name
         engine.dump(dump)
@@ -310,7 +338,7 @@ def take(layout: Layout, engine: Engine, request: Request) -> Taken:
     size = engine.size()
     needs = [(layout.backups, size)]
     if request.verify == "restore" or request.scratch:
-        needs.append((layout.scratch, size))
+        needs += [(layout.scratch, size), *engine.server_space(size)]
     require_space(needs)
     owner_of(request.user)
     backup_id = free_id(layout, request.id)

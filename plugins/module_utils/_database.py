@@ -114,6 +114,10 @@ class Engine:
         """Return the bytes that a copy of the database needs."""
         raise NotImplementedError
 
+    def server_space(self, size: int) -> list[tuple[Path, int]]:
+        """Return where on this host a second database of *size* bytes would lie with the server; [] where that is not known."""
+        return []
+
     def tools(self) -> dict[str, str]:
         """Return the versions of what makes and reads dumps."""
         raise NotImplementedError

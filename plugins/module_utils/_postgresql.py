@@ -8,18 +8,16 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._backup import owner_of
+from ansible_collections.runbook.deploy.plugins.module_utils._backup import owner_of, working_directory
 from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     ALEMBIC,
     SCRATCH_NOTE,
@@ -28,12 +26,23 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     Engine,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_json
+from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_catalog import (
+    CLOSED,
+    SHAPE,
+    TABLES,
+    count_rows,
+    locale_clause,
+    read_applied,
+    read_catalog,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import (
     LOCK_SECONDS,
+    SESSIONS,
     Client,
     Login,
-    Session,
     Stage,
+    exit_words,
+    failure_advice,
     first_error,
     identifier,
     literal,
@@ -41,58 +50,22 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client 
     tool,
     version,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_load import (
+    COMPRESSED,
+    LONGEST,
+    PLAIN,
+    prepare,
+    unpack,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
-# Seconds for a dump or a restore; an operator sees it as a task of its own.
-LONGEST = 6 * 3600.0
+# How app_database names a server of this host.
+LOCAL = ("", "localhost", "127.0.0.1", "::1")
 SCRATCH = re.compile(r"^runbook_scratch_[0-9a-f]{12}$")
-COMPRESSED, PLAIN = "database.pgdump.zst", "database.pgdump"
 # Measured on 576 MB: level 3 took 0.38 of the time of pg_dump's own compression, and the file was smaller.
 ZSTD = ["--quiet", "-3", "-T2", "--stdout"]
 # Two jobs: what a small host has to spare (a restore of 576 MB took 3.3 s with two, 5 s with one).
 JOBS = 2
-# Tables of users, without those that belong to an extension: pg_dump leaves their rows out.
-TABLES = """SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
- AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
- ORDER BY 1, 2"""
-_OF_USERS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
-
-
-def _rights(owner: str, acl: str, kind: str) -> str:
-    """Return SQL for an object's owner and rights; without a list of its own an object has the default ones."""
-    granted = f"SELECT string_agg(a::text, ',' ORDER BY a::text) FROM unnest(coalesce({acl}, acldefault(({kind})::\"char\", {owner}))) a"
-    return f"pg_get_userbyid({owner}) || ' ' || coalesce(({granted}), '')"
-
-
-# What there is beside rows, each as (kind, name, digest of its definition).
-CATALOG = f"""SELECT kind, name, md5(text) AS digest FROM (
- SELECT 'extension' AS kind, extname::text AS name, '' AS text FROM pg_extension
- UNION ALL SELECT 'view', n.nspname || '.' || c.relname, pg_get_viewdef(c.oid) FROM pg_class c
-  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('v', 'm') AND {_OF_USERS}
-  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
- UNION ALL SELECT 'trigger', n.nspname || '.' || c.relname || '.' || t.tgname, pg_get_triggerdef(t.oid) FROM pg_trigger t
-  JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT t.tgisinternal AND {_OF_USERS}
- UNION ALL SELECT 'routine', n.nspname || '.' || p.oid::regprocedure::text, p.prosrc FROM pg_proc p
-  JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {_OF_USERS}
-  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
- UNION ALL SELECT 'index', n.nspname || '.' || c.relname, pg_get_indexdef(c.oid) FROM pg_class c
-  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'i' AND {_OF_USERS}
- UNION ALL SELECT 'constraint', n.nspname || '.' || coalesce(c.relname, '') || '.' || k.conname, pg_get_constraintdef(k.oid)
-  FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class c ON c.oid = k.conrelid WHERE {_OF_USERS}
- UNION ALL SELECT 'sequence', n.nspname || '.' || c.relname, '' FROM pg_class c
-  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND {_OF_USERS}
- UNION ALL SELECT 'rights', n.nspname || '.' || c.relname, {_rights("relowner", "relacl", "CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END")}
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND {_OF_USERS}
-  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
- UNION ALL SELECT 'rights', n.nspname || '.' || p.oid::regprocedure::text, {_rights("proowner", "proacl", "'f'")}
-  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {_OF_USERS}
-  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
- UNION ALL SELECT 'rights', n.nspname, {_rights("nspowner", "nspacl", "'n'")} FROM pg_namespace n WHERE {_OF_USERS}
-) AS found ORDER BY 1, 2"""
-# Encoding, locale and owner of a database.
-SHAPE = """SELECT pg_encoding_to_char(encoding) AS encoding, datcollate AS collate, datctype AS ctype,
- pg_get_userbyid(datdba) AS owner, oid::text AS oid FROM pg_database WHERE datname = {name}"""
 
 
 def logins(
@@ -114,52 +87,6 @@ def logins(
 def may_create(facts: Mapping[str, Any]) -> bool:
     """Return whether the role of *facts* (``{createdb, superuser}``) may create databases."""
     return bool(facts.get("superuser") or facts.get("createdb"))
-
-
-def read_applied(session: Client | Session, framework: str) -> list[list[str]] | None:
-    """Return the applied migrations; None for a framework without a table, or when the table is missing."""
-    table = {"django": "django_migrations", ALEMBIC: "alembic_version"}.get(framework)
-    if table is None:
-        return None
-    found = session.rows(
-        f"SELECT n.nspname AS schema FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = "
-        f"{literal(table)} AND c.relkind IN ('r', 'p', 'v') AND {_OF_USERS} ORDER BY n.nspname = 'public' DESC, 1 LIMIT 1"
-    )
-    if not found:
-        return None
-    place = f"{identifier(found[0]['schema'])}.{identifier(table)}"
-    columns, order = (
-        ("app, name", "id")
-        if framework == "django"
-        else (f"'{ALEMBIC}' AS app, version_num AS name", "version_num")
-    )
-    rows = session.rows(f"SELECT {columns} FROM {place} ORDER BY {order}")
-    return [[str(row["app"]), str(row["name"])] for row in rows]
-
-
-def shown(schema: str, name: str) -> str:
-    """Return a table's name for people: without the schema that everybody uses."""
-    return name if schema == "public" else f"{schema}.{name}"
-
-
-def count_rows(session: Client | Session, batch: int = 100) -> dict[str, int]:
-    """Return the rows of each table of users."""
-    result: dict[str, int] = {}
-    tables = session.rows(TABLES)
-    for start in range(0, len(tables), batch):
-        parts = [
-            f"SELECT {literal(shown(row['schema'], row['name']))} AS t, count(*) AS n "
-            f"FROM {identifier(row['schema'])}.{identifier(row['name'])}"
-            for row in tables[start : start + batch]
-        ]
-        found = session.rows(" UNION ALL ".join(parts))
-        result.update({row["t"]: row["n"] for row in found})
-    return result
-
-
-def read_catalog(session: Client | Session) -> dict[str, str]:
-    """Return the digest of the definition of everything that a database has beside rows, by ``kind name``."""
-    return {f"{row['kind']} {row['name']}": row["digest"] for row in session.rows(CATALOG)}
 
 
 class Postgresql(Engine):
@@ -207,6 +134,23 @@ class Postgresql(Engine):
         """See :meth:`Engine.size`; a dump has no indexes and is compressed, so that it is smaller."""
         return int(self.client.query("SELECT pg_database_size(current_database())"))
 
+    def server_space(self, size: int) -> list[tuple[Path, int]]:
+        """See :meth:`Engine.server_space`: a trial restore that fills the server's disk would stop the live database, too."""
+        if self.client.host not in LOCAL and not self.client.host.startswith("/"):
+            return []
+        with self.client.session() as session:
+            # A server process works in its data directory, which only administrators may ask it for. Another host's, or a
+            # container's, process of that number is no PostgreSQL.
+            process = Path("/proc") / str(session.query("SELECT pg_backend_pid()"))
+            try:
+                place = Path(os.readlink(process / "cwd"))
+                is_server = (process / "comm").read_text().strip() == "postgres" and (
+                    place / "PG_VERSION"
+                ).is_file()
+            except OSError:
+                return []
+        return [(place, size)] if is_server else []
+
     def tools(self) -> dict[str, str]:
         """See :meth:`Engine.tools`."""
         return {"server": self.server_version(), "pg_dump": self._pg_dump_version()}
@@ -243,9 +187,18 @@ class Postgresql(Engine):
 
     def warnings(self) -> list[str]:
         """See :meth:`Engine.warnings`."""
-        if self.has_admin or may_create(self._rights()):
+        if self.has_admin:
             return []
-        return [self._no_rights()]
+        rights = self._rights()
+        found = [] if may_create(rights) else [self._no_rights()]
+        closed = [] if rights.get("superuser") else [row["name"] for row in self.client.rows(CLOSED)]
+        if closed:
+            found.append(
+                f"The database {self.place()} has extensions that only a superuser may create ({', '.join(closed)}), so that no backup of it "
+                "can be proved or restored: name an administrator in app_database_admin (os_user: postgres), or drop those that "
+                "the application does not use."
+            )
+        return found
 
     def _rights(self) -> dict[str, Any]:
         found = self.client.rows(
@@ -309,8 +262,8 @@ class Postgresql(Engine):
                 name = Path(stage.argv[0]).name
                 said = first_error(errors)
                 raise Problem(
-                    f"The backup of {self.place()} failed: {name} ended with {_exit(code)}: {said.rstrip('.')}; nothing of it was kept "
-                    f"and nothing live was changed; {_advice(said, target, shutil.disk_usage(target.parent).free)}.",
+                    f"The backup of {self.place()} failed: {name} ended with {exit_words(code)}: {said.rstrip('.')}; nothing of it was kept "
+                    f"and nothing live was changed; {failure_advice(said, target, shutil.disk_usage(target.parent).free)}.",
                     "\n".join(errors.splitlines()[-20:]),
                 )
 
@@ -344,7 +297,7 @@ class Postgresql(Engine):
         for stage, (code, errors) in zip(stages, done):
             if code != 0:
                 raise Damaged(
-                    f"The dump {dump} cannot be read whole: {Path(stage.argv[0]).name} ended with {_exit(code)}: {first_error(errors)}; "
+                    f"The dump {dump} cannot be read whole: {Path(stage.argv[0]).name} ended with {exit_words(code)}: {first_error(errors)}; "
                     "check the disk, and take the backup again.",
                     "\n".join(errors.splitlines()[-20:]),
                 )
@@ -383,17 +336,28 @@ class Postgresql(Engine):
             raise Problem(self._no_rights())
         shape = self.client.rows(SHAPE.format(name=literal(self.client.name)))[0]
         owner = "" if not self.has_admin else f" OWNER {identifier(shape['owner'])}"
+        allowed = f"SELECT to_json(has_tablespace_privilege({literal(shape['tablespace'])}, 'CREATE'))"
+        # The disk that the administrator has given to it, where the role may use it.
+        tablespace = (
+            f" TABLESPACE {identifier(shape['tablespace'])}"
+            if self.maker.query(allowed, self.lobby())
+            else ""
+        )
         self.maker.statements(
             [
                 f"CREATE DATABASE {identifier(name)}{owner} TEMPLATE template0 ENCODING {literal(shape['encoding'])} "
-                f"LC_COLLATE {literal(shape['collate'])} LC_CTYPE {literal(shape['ctype'])}"
+                f"LC_COLLATE {literal(shape['collate'])} LC_CTYPE {literal(shape['ctype'])}{locale_clause(shape)}{tablespace}"
             ],
             self.lobby(),
         )
 
     def lobby(self) -> str:
-        """Return a database to be connected to while databases are made, renamed and removed."""
-        return "postgres"
+        """Return a database to be connected to while databases are made, renamed and removed: never the live one."""
+        return "postgres" if self.client.name != "postgres" else "template1"
+
+    def role(self) -> str:
+        """Return the role of ``app_database``, as the server knows it."""
+        return str(self.client.query("SELECT to_json(current_user::text)"))
 
     def _require_other(self, name: str) -> None:
         """Make sure that *name* is another database than the live one, on the same server.
@@ -415,9 +379,14 @@ class Postgresql(Engine):
         :raises Problem: at the first error.
         """
         client = self.maker if faithful else self.client
-        with contextlib.ExitStack() as stack:
-            path = self._unpacked(dump, client.login.os_user, stack)
-            listing = self._listing(path, name)
+        # Not in backups/, which is closed to everybody else.
+        with working_directory(dump.parents[2] / "scratch") as directory:
+            path = unpack(dump, directory)
+            # A schema goes back to its owner only where an administrator restores.
+            owner = None if faithful and self.has_admin else self.role()
+            listing = prepare(path, name, self.maker, owner)
+            for mine in (path, directory):
+                os.chown(mine, *owner_of(client.login.os_user))
             argv = [
                 tool("pg_restore", "postgresql-client"), *client.arguments(name), "--exit-on-error", f"--jobs={JOBS}",
                 f"--use-list={listing}",
@@ -430,6 +399,9 @@ class Postgresql(Engine):
             environment = self._plain_environment(client)
             # A trial that a crash of the server throws away is no loss; what is meant to stay is written as ever.
             environment["PGOPTIONS"] = "-c synchronous_commit=" + ("on" if faithful else "off")
+            if version(self.server_version())[:1] >= (14,):
+                # One job waits for another; the limits that are older pg_restore lifts itself.
+                environment["PGOPTIONS"] += " -c idle_session_timeout=0"
             argv.append(str(path))
             done = pipeline(
                 [Stage(argv, environment, client.login.os_user)], timeout=LONGEST, secrets=client.secrets
@@ -438,70 +410,17 @@ class Postgresql(Engine):
             said = first_error(done[1])
             raise Problem(
                 f"The backup {dump.parent.name.lstrip('.')} could not be restored into the database {name} at {self.client.address()}: pg_restore ended with "
-                f"{_exit(done[0])}: {said.rstrip('.')}; the live database was not touched; {_advice(said)}.",
+                f"{exit_words(done[0])}: {said.rstrip('.')}; the live database was not touched; {failure_advice(said)}.",
                 "\n".join(done[1].splitlines()[-20:]),
             )
-
-    def _unpacked(self, dump: Path, user: str | None, stack: contextlib.ExitStack) -> Path:
-        """Return a file that pg_restore can seek in, as several jobs need it, of *user*, who runs it."""
-        # Not in backups/, which is closed to everybody else.
-        base = dump.parents[2] / "scratch"
-        base.mkdir(mode=0o711, exist_ok=True)
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".restore-", dir=base)))
-        target = directory / PLAIN
-        with open(dump, "rb") as source, open(target, "wb") as writer:
-            os.fchmod(writer.fileno(), 0o600)
-            if dump.name.endswith(".zst"):
-                stages = [Stage([tool("zstd", "zstd"), "--quiet", "--decompress", "--stdout"], {})]
-                code, errors = pipeline(stages, source=source, target=writer, timeout=LONGEST)[0]
-                if code != 0:
-                    raise Damaged(
-                        f"The dump {dump} cannot be decompressed: zstd ended with {_exit(code)}: "
-                        f"{first_error(errors).rstrip('.')}; {_advice(errors, target)}."
-                    )
-            else:
-                shutil.copyfileobj(source, writer, 1 << 20)
-        owner = owner_of(user)
-        for path in (target, directory):
-            os.chown(path, *owner)
-        return target
-
-    def _listing(self, path: Path, name: str) -> Path:
-        """Write the list of what is to be restored beside *path*: all but the extensions, which are made here first."""
-        done = subprocess.run(
-            [tool("pg_restore", "postgresql-client"), "--list", str(path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise Damaged(
-                f"The dump {path.name} cannot be listed: {first_error(done.stderr)}; take the backup again."
-            )
-        lines = done.stdout.splitlines()
-        extensions = [
-            found.group(1) for line in lines if (found := re.match(r"^\d+; \S+ \S+ EXTENSION - (\S+)", line))
-        ]
-        wanted = [word for word in extensions if word != "plpgsql"]
-        for extension in wanted:
-            self.maker.statements(
-                [f"CREATE EXTENSION IF NOT EXISTS {identifier(extension)} SCHEMA public"], name
-            )
-        kept = [
-            line for line in lines if not re.match(r"^\d+; \S+ \S+ (EXTENSION|COMMENT - EXTENSION) ", line)
-        ]
-        listing = path.with_name(f"{path.name}.list")
-        listing.write_text("\n".join(kept) + "\n")
-        listing.chmod(0o644)
-        return listing
 
     def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
         """See :meth:`Engine.scratch_contents`."""
         return self.database_contents(scratch["name"], framework)
 
-    def database_contents(self, name: str, framework: str) -> Contents:
-        """Return what the database *name* of this server holds."""
-        with self.client.session(name) as session:
+    def database_contents(self, name: str, framework: str, client: Client | None = None) -> Contents:
+        """Return what the database *name* of this server holds, as the application's role or *client* sees it."""
+        with (client or self.client).session(name) as session:
             return Contents(count_rows(session), read_applied(session, framework), "full", [])
 
     def differences(self, scratch: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
@@ -550,23 +469,8 @@ class Postgresql(Engine):
         """Remove the database *name*, whoever is connected to it."""
         self.maker.statements(
             [
-                f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = {literal(name)} AND pid <> pg_backend_pid()",
+                f"SELECT count(pg_terminate_backend(pid)) FROM {SESSIONS} AND datname = {literal(name)}",
                 f"DROP DATABASE IF EXISTS {identifier(name)}",
             ],
             self.lobby(),
         )
-
-
-def _exit(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {-code}"
-
-
-def _advice(said: str, target: Path | None = None, free: int | None = None) -> str:
-    if re.search(r"No space|write error|could not write|Disk quota|fsync", said):
-        place = f" of {target.parent}" if target else " of the server"
-        return f"make room on the disk{place}{f' ({free} bytes are free)' if free is not None else ''} and try again"
-    if "permission denied" in said or "must be" in said:
-        return "grant that right, or name a role that has it in app_database_admin"
-    if "canceling statement due to lock timeout" in said or "lock" in said:
-        return "another session holds a lock: end its transaction (see pg_stat_activity) and try again"
-    return "see the server's log, correct that and try again"

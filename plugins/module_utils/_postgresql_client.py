@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import (
@@ -34,6 +35,16 @@ CONNECT = 10
 STATEMENT = 600.0
 LOCK_SECONDS = 30
 APPLICATION = "runbook.deploy"
+# Sessions of others. The server's own workers (autovacuum), which have no user, are not counted: only a superuser may end them,
+# and whatever needs a database for itself ends them anyway.
+SESSIONS = "pg_stat_activity WHERE usesysid IS NOT NULL AND pid <> pg_backend_pid()"
+# A role's limits are meant for the application's own statements: a dump, its snapshot and a count take as long as they take.
+# Those of the first line every server knows; the others are set where there are such.
+LIMITS = "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
+MORE_LIMITS = (
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout') "
+    "\\g /dev/null\n"
+)
 # The sentinel that ends an answer in a session; psql's \echo prints it on a line of its own.
 END = "--runbook-end--"
 
@@ -107,7 +118,7 @@ class Client:
             "PGAPPNAME": APPLICATION,
             "PGCONNECT_TIMEOUT": str(CONNECT),
             "PGCLIENTENCODING": "UTF8",
-            "PGOPTIONS": f"-c lock_timeout={LOCK_SECONDS}s -c search_path=pg_catalog -c timezone=UTC -c datestyle=ISO",
+            "PGOPTIONS": f"{LIMITS} -c lock_timeout={LOCK_SECONDS}s -c search_path=pg_catalog -c timezone=UTC -c datestyle=ISO",
         }
         if self.login.password:
             found["PGPASSWORD"] = self.login.password
@@ -191,7 +202,9 @@ def advice(said: str) -> str:
         return "create it with its owner, or correct app_database.name"
     if "password" in said or "authentication" in said or "role" in said:
         return "correct the user and password of app_database (or app_database_admin)"
-    if "permission denied" in said or "must be owner" in said or "must be superuser" in said:
+    if "unsupported startup parameter" in said:
+        return "this is a pooler: name the server itself in app_database.host and app_database.port"
+    if "permission denied" in said or "must be" in said:
         return "grant that right, or name a role that has it in app_database_admin"
     if "not currently accepting connections" in said:
         return (
@@ -203,6 +216,27 @@ def advice(said: str) -> str:
     if "No space left" in said:
         return "make room on the server's disk"
     return "correct that and run again"
+
+
+def exit_words(code: int) -> str:
+    """Return the exit code *code* of a program in words."""
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+
+def failure_advice(said: str, target: Path | None = None, free: int | None = None) -> str:
+    """Return what to do when a dump to *target*, or a restore on the server (None), ended with the words *said*."""
+    if re.search(r"No space|write error|could not write|Disk quota|fsync", said):
+        place = f" of {target.parent}" if target else " of the server"
+        return f"make room on the disk{place}{f' ({free} bytes are free)' if free is not None else ''} and try again"
+    if "permission denied" in said or "must be" in said:
+        return "grant that right, or name a role that has it in app_database_admin"
+    if "unrecognized configuration parameter" in said:
+        return (
+            "pg_restore is newer than the server: install the postgresql-client of the server's own version"
+        )
+    if "canceling statement due to lock timeout" in said or "lock" in said:
+        return "another session holds a lock: end its transaction (see pg_stat_activity) and try again"
+    return "see the server's log, correct that and try again"
 
 
 class Session:
@@ -222,6 +256,9 @@ class Session:
             start_new_session=True,
             **identity(client.login.os_user),
         )
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(MORE_LIMITS.encode())
+            self.process.stdin.flush()
 
     def __enter__(self) -> Session:
         return self

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._postgresql import TABLES, read_catalog, shown
+from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_catalog import (
+    TABLES,
+    read_catalog,
+    shown,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import Session
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_losses import Table, fingerprint
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from ansible_collections.runbook.deploy.plugins.module_utils._database import MIGRATION_TABLES
 from ansible_collections.runbook.deploy.plugins.module_utils._losses import DJANGO_OWN, compare
-from ansible_collections.runbook.deploy.plugins.module_utils._postgresql import TABLES, shown
+from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_catalog import TABLES, shown
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import (
     Session,
     identifier,

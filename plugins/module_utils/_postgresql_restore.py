@@ -18,8 +18,10 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import differences
 from ansible_collections.runbook.deploy.plugins.module_utils._openers import Opener
-from ansible_collections.runbook.deploy.plugins.module_utils._postgresql import SHAPE, Postgresql
+from ansible_collections.runbook.deploy.plugins.module_utils._postgresql import Postgresql
+from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_catalog import SHAPE
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import (
+    SESSIONS,
     Session,
     identifier,
     literal,
@@ -53,8 +55,8 @@ class PostgresqlRestorer(Restorer):
         self.framework = "none"
 
     def space(self, size: int) -> list[tuple[Path, int]]:
-        """See :meth:`Restorer.space`: it lies with the server, whose disk cannot be looked at from here."""
-        return []
+        """See :meth:`Restorer.space`: it lies with the server, and is as large as the present one; the dump is small."""
+        return self.engine.server_space(max(size, self.engine.size()))
 
     def names(self, kind: str) -> str:
         """Return a new name made of the live database's, for a ``restore`` or a ``broken`` one."""
@@ -117,12 +119,17 @@ class PostgresqlRestorer(Restorer):
             key, _equals, value = setting.partition("=")
             target = f"ROLE {identifier(role)} IN DATABASE {place}" if role else f"DATABASE {place}"
             statements.append(f"ALTER {target} SET {key} TO {literal(value)}")
+        if shape["connections"] != -1:
+            statements.append(f"ALTER DATABASE {place} CONNECTION LIMIT {shape['connections']}")
+        if shape["comment"] is not None:
+            statements.append(f"COMMENT ON DATABASE {place} IS {literal(shape['comment'])}")
         if statements:
             maker.statements(statements, self.engine.lobby())
 
     def staged_differences(self, staged: Any, manifest: Mapping[str, Any]) -> list[str]:
         """See :meth:`Restorer.staged_differences`; the database's own rights and settings are compared with the live one's."""
-        contents = self.engine.database_contents(staged, manifest.get("framework", "none"))
+        # The administrator reads objects of other roles, too.
+        contents = self.engine.database_contents(staged, manifest.get("framework", "none"), self.engine.maker)
         found = differences(manifest, contents) + self.engine.catalog_differences(staged, manifest)
         client = self.engine.client
         for what, query in (("rights", RIGHTS), ("settings", SETTINGS)):
@@ -135,7 +142,17 @@ class PostgresqlRestorer(Restorer):
         shapes = [client.rows(SHAPE.format(name=literal(each)))[0] for each in (staged, self.live)]
         found += [
             f"the {key} of the database is {shapes[0][key]}, expected {shapes[1][key]}"
-            for key in ("owner", "encoding", "collate", "ctype")
+            for key in (
+                "owner",
+                "encoding",
+                "collate",
+                "ctype",
+                "provider",
+                "locale",
+                "rules",
+                "connections",
+                "comment",
+            )
             if shapes[0][key] != shapes[1][key]
         ]
         return found
@@ -207,15 +224,15 @@ class PostgresqlRestorer(Restorer):
         :raises Problem: when some are still there after *limit* seconds.
         """
         own = int(except_for.query("SELECT pg_backend_pid()")) if except_for else 0
-        where = f"datname = {literal(name)} AND pid <> {own} AND pid <> pg_backend_pid()"
+        where = f"{SESSIONS} AND datname = {literal(name)} AND pid <> {own}"
         deadline = time.monotonic() + limit
         while True:
             self.engine.maker.statements(
-                [f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {where}"],
+                [f"SELECT count(pg_terminate_backend(pid)) FROM {where}"],
                 self.engine.lobby(),
             )
             left = self.engine.maker.rows(
-                f"SELECT pid, application_name AS who, usename::text AS role FROM pg_stat_activity WHERE {where}",
+                f"SELECT pid, application_name AS who, usename::text AS role FROM {where}",
                 self.engine.lobby(),
             )
             if not left:
