@@ -143,6 +143,10 @@ def _half_done(
 ) -> dict[str, Any]:
     """Choose the level where a migration failed and part of it remains: nothing takes back a part of a migration."""
     part = f"{_names(half)} failed, and part of it remains in the database"
+    if not record.get("previous"):
+        return result(
+            "abandon", f"Nothing served before; {part}: complete or undo it before the next attempt."
+        )
     if worst(half, plan, "compatible") == "yes":
         return result(
             "stop",

@@ -497,3 +497,9 @@ def test_part_of_a_migration_is_never_nothing(compatible: str, backup: dict, exp
         primary="web1",
     )
     assert level(found) == expected and "part of it remains" in found["reason"]
+    found = decide(
+        record=record(plan, half_done=["shop", "0002"], backup=backup, previous=None),
+        states={"web1": state("")},
+        primary="web1",
+    )
+    assert level(found) == "abandon" and "part of it remains" in found["reason"]
