@@ -63,7 +63,11 @@ image: $(READY) ## the image of the test hosts
 molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for another than default
 	@mkdir -p build/reports
 	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
-	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards)
+	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql)
+
+.PHONY: test-postgresql
+test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults; longer than CI has time for
+	$(MAKE) molecule SCENARIO=postgresql
 
 .PHONY: guards test-guards
 guards: ## the scenario guards in short: a refusal, a lost host, a killed run, an archive, an adoption, on two hosts
