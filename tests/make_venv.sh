@@ -8,7 +8,9 @@ python=$1 directory=$2 requirements=$3
 
 # The Makefile puts the environment first on the path; it cannot be made from the one that is about to be replaced.
 PATH=:$PATH:
-PATH=${PATH//:$PWD\/$directory\/bin:/:}
+while [[ $PATH == *":$PWD/$directory/bin:"* ]]; do # a make called by make has put it there twice
+    PATH=${PATH/":$PWD/$directory/bin:"/:}
+done
 PATH=${PATH#:} PATH=${PATH%:}
 
 if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then

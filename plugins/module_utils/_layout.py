@@ -198,20 +198,23 @@ def held(directory: Path, timeout: float) -> Iterator[None]:
 
     :raises TimeoutError: when somebody else has it for longer than *timeout* seconds.
     """
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        deadline = time.monotonic() + timeout
-        while True:
+    deadline = time.monotonic() + timeout
+    while True:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise TimeoutError(str(directory)) from None
-                time.sleep(0.1)
-        yield
-    finally:
-        os.close(handle)
+            else:
+                # A holder may have put another directory in its place: a lock on what it removed would hold nobody.
+                if os.path.samestat(os.fstat(handle), os.stat(directory)):
+                    yield
+                    return
+        finally:
+            os.close(handle)
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

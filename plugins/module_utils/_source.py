@@ -158,8 +158,8 @@ def fetch(git_dir: Path, access: Access, timeout: float, borrow: Path | None = N
     :param borrow: another repository whose objects need not be fetched again.
     :raises Problem: when the repository cannot be read.
     """
-    prepare_mirror(git_dir, borrow)
     with fetching(git_dir, timeout):
+        prepare_mirror(git_dir, borrow)
         done = fetch_once(git_dir, access, timeout)
         if done.rc != 0 and LOCKED.search(done.stderr) and remove_stale_locks(git_dir, timeout):
             done = fetch_once(git_dir, access, timeout)
@@ -177,23 +177,32 @@ def prepare_mirror(git_dir: Path, borrow: Path | None = None) -> None:
         stale.unlink()
     done = git(git_dir, "init", "--quiet", "--bare", "--template=", str(git_dir), cwd=git_dir.parent)
     if done.rc != 0:
-        raise Problem(
-            f"The mirror {str(git_dir)!r} cannot be made: is its directory writable for the user of this task "
-            "and is there space?",
-            done.tail(),
-        )
+        raise unmakeable(git_dir, done.tail())
     git_dir.chmod(0o755)
     if borrow is not None and (borrow / "objects").is_dir():
         (git_dir / "objects" / "info").mkdir(exist_ok=True)
         (git_dir / "objects" / "info" / "alternates").write_text(f"{borrow / 'objects'}\n", encoding="utf-8")
 
 
+def unmakeable(git_dir: Path, evidence: str) -> Problem:
+    """Return what to say of a mirror that cannot be made."""
+    return Problem(
+        f"The mirror {str(git_dir)!r} cannot be made: is its directory writable for the user of this task "
+        "and is there space?",
+        evidence,
+    )
+
+
 @contextlib.contextmanager
 def fetching(git_dir: Path, timeout: float) -> Iterator[None]:
-    """Hold the mirror against another fetch of ours.
+    """Hold the mirror against another fetch of ours, also while it is made.
 
     :raises Problem: when one lasts longer than *timeout* seconds.
     """
+    try:
+        git_dir.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise unmakeable(git_dir, str(error)) from None
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held(git_dir, timeout))

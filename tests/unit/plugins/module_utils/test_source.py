@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import functools
 import hashlib
 import http.server
@@ -258,6 +259,12 @@ def test_two_fetches_wait_for_each_other(layout: Layout, repository: Repository)
         commit_of_short = functools.partial(resolve, layout, source(repository), "v1.0", timeout=0.2)
         with commit_of_short():
             pass
+
+
+def test_many_at_once_make_one_mirror(layout: Layout, repository: Repository) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(commit_of, layout, repository, "v1.0") for _ in range(8)]
+    assert len({future.result() for future in found}) == 1
 
 
 def test_a_half_made_and_a_broken_mirror_are_made_again(layout: Layout, repository: Repository) -> None:
