@@ -65,7 +65,8 @@ def decide(
     :param consent: the operator accepts that writes since the backup are lost.
     :return: ``level``, ``reason``, ``revert`` (hosts that go back to the target), ``unknown`` (hosts that did not
         answer), ``reverse`` (migrations to undo), ``code_first`` (they are undone when the old code serves),
-        ``target`` and ``commands`` for a person to go on with.
+        ``without_consent`` (the level that nothing but consent stands against, or ""), ``target`` and ``commands``
+        for a person to go on with.
     """
     unknown = sorted(host for host, state in states.items() if not state)
     reached = {host: state for host, state in states.items() if state}
@@ -89,7 +90,9 @@ def decide(
         reverse = applied_since(now or [], before, plan)
     answer: dict[str, Any] = {"revert": revert, "unknown": unknown, "reverse": [], "target": target}
 
-    def result(chosen: str, reason: str, undo: Sequence[list[str]] = ()) -> dict[str, Any]:
+    def result(
+        chosen: str, reason: str, undo: Sequence[list[str]] = (), without_consent: str = ""
+    ) -> dict[str, Any]:
         return {
             **answer,
             "level": chosen,
@@ -97,6 +100,7 @@ def decide(
             "reverse": list(undo),
             # Old code that runs with what is applied goes first: no code ever meets a schema that lacks what it needs.
             "code_first": bool(undo) and worst(undo, plan, "compatible") == "yes",
+            "without_consent": without_consent,
             "commands": commands(chosen, record, target, unknown, primary),
         }
 
@@ -220,6 +224,7 @@ def _with_migrations(
     return result(
         "stop",
         f"{why}, and a restore of backup {backup['id']} would lose what was written since: accept that with -e rollback_consent=true, or repair by hand.",
+        without_consent="restore",
     )
 
 
@@ -289,6 +294,7 @@ def _asked_to_restore(result: Any, record: Mapping[str, Any], consent: bool) -> 
             "stop",
             f"rollback_level=restore was asked for, but the new release has taken traffic, and backup {backup['id']} lacks "
             "what was written since: accept that with -e rollback_consent=true.",
+            without_consent="restore",
         )
     return result("restore", f"Asked for by the operator; restored is backup {backup['id']}.")
 

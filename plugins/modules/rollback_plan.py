@@ -121,6 +121,9 @@ plan:
     code_first:
       description: Whether they are undone when the old code serves, which is proved to run with them, and not before.
       type: bool
+    without_consent:
+      description: The level that nothing but O(consent) stands against, V(restore), or empty.
+      type: str
     target:
       description: The release to go back to, or null.
       type: dict

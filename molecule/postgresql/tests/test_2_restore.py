@@ -35,6 +35,7 @@ class TestRestoreOfWhatWasDestroyed:
     def test_without_consent_it_is_refused_and_nothing_happens(self, refused, server):
         assert refused.run.code != 0
         refused.run.line("backup .* lacks what was written since")
+        refused.run.line("would lose writes made since it was taken: .*writer_")
         assert "rollback_consent=true" in refused.run.report
         assert server.kept() == []
         assert server.counts(AGREEMENTS, USERS) == {AGREEMENTS: -1, USERS: 0}

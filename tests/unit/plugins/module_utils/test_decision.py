@@ -232,6 +232,8 @@ def test_a_restore_that_would_be_refused_is_refused_before_anything_is_stopped(
     )
     assert found["level"] == expected
     assert expected == "restore" or "rollback_level=restore" in found["reason"]
+    lacks_consent = bool(fields.get("traffic_taken")) and not consent
+    assert found["without_consent"] == ("restore" if lacks_consent else "")
 
 
 @pytest.mark.parametrize(("compatible", "first"), [("yes", True), ("no", False), ("unknown", False)])
@@ -326,6 +328,10 @@ def test_invariants_over_the_whole_table() -> None:
         if chosen == "restore":
             assert backup and compatible != "yes" and (reversible, destructive) != ("yes", "no")
             assert consent or not traffic
+        if found["without_consent"]:
+            # Consent alone makes it go: who counts what would be lost counts the right thing.
+            agreed = decide(record=rec, states={"web1": state(current, applied)}, primary="web1", consent=True)
+            assert (chosen, level(agreed)) == ("stop", found["without_consent"])
         if chosen == "abandon":
             assert current == "old" and not done
     assert seen == {"abandon", "code", "migrations", "restore", "stop"}
