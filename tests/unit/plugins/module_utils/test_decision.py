@@ -330,7 +330,9 @@ def test_invariants_over_the_whole_table() -> None:
             assert consent or not traffic
         if found["without_consent"]:
             # Consent alone makes it go: who counts what would be lost counts the right thing.
-            agreed = decide(record=rec, states={"web1": state(current, applied)}, primary="web1", consent=True)
+            agreed = decide(
+                record=rec, states={"web1": state(current, applied)}, primary="web1", consent=True
+            )
             assert (chosen, level(agreed)) == ("stop", found["without_consent"])
         if chosen == "abandon":
             assert current == "old" and not done
