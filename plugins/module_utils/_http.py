@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import threading
 import time
 import urllib.parse
@@ -25,6 +24,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     PASS,
     check_result,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._http_judge import (
+    judge_certificate,
+    judge_cookies,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._http_repeat import repeat
+from ansible_collections.runbook.deploy.plugins.module_utils._http_samples import judge_samples, take
 from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
     READING,
     REDIRECTS,
@@ -39,6 +44,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_transport imp
     Unanswered,
     exchange,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._http_upload import multipart
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 THREADS = 8
@@ -49,7 +55,6 @@ SHOWN = 200
 # After the limit, before a check that cannot be interrupted is abandoned; below the grace of _gate.until.
 MARGIN = 0.25
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
-_SENSITIVE = re.compile(r"auth|cookie|token|secret|passw|pwd|key|session|credential", re.IGNORECASE)
 
 
 class Jar:
@@ -181,7 +186,8 @@ def verify_placeholders(check: Check, values: Values) -> None:
 
     :raises Problem: when a placeholder or a secret has no value, or an assertion uses a secret.
     """
-    for text in (check.url, check.body or "", *check.headers.values(), *(check.form or {}).values()):
+    sent = [text for file in check.files.values() for text in (file.content, file.row)]
+    for text in (check.url, check.body or "", *check.headers.values(), *(check.form or {}).values(), *sent):
         values.fill(text, check.where, secret=True)
     asserted = check.asserted()
     values.fill(asserted, check.where)
@@ -195,18 +201,34 @@ def run_check(check: Check, target: Target, values: Values, timeout: float, limi
 
     :param timeout: seconds, unless the check has its own; :param limit: the latest end (``time.monotonic()``).
     """
-    allowed = min(check.timeout or timeout, limit - time.monotonic())
-    headers = {name: values.fill(text, check.where, True) for name, text in check.headers.items()}
-    body: bytes | None = None
-    if check.form is not None:
-        filled = {name: values.fill(text, check.where, True) for name, text in check.form.items()}
-        body = urllib.parse.urlencode(filled).encode()
-        headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
-    else:
-        body = payload(check, values)
-    url = busted(values.fill(check.url, check.where, True), check)
-    result, _reply = ask(check, target, values, check.method, url, headers, body, allowed)
-    return result
+
+    def one() -> dict[str, Any]:
+        allowed = min(check.timeout or timeout, limit - time.monotonic())
+        headers = {name: values.fill(text, check.where, True) for name, text in check.headers.items()}
+        if check.form is not None:
+            filled = {name: values.fill(text, check.where, True) for name, text in check.form.items()}
+            body, kind = encoded(check, filled, values)
+            headers.setdefault("Content-Type", kind)
+        else:
+            body = payload(check, values)
+        url = busted(values.fill(check.url, check.where, True), check)
+        return ask(check, target, values, check.method, url, headers, body, allowed)[0]
+
+    if check.samples is None:
+        return one()
+    results, elapsed, unfinished = take(check.samples, one, limit)
+    asked = f"{check.method} {target.resolve(values.fill(check.url, check.where)).url}"
+    again = repeat(check, target, values, check.method)
+    return judge_samples(
+        check.name, check.severity, check.samples, results, elapsed, unfinished, asked, again
+    )
+
+
+def encoded(check: Check, fields: Mapping[str, str], values: Values) -> tuple[bytes, str]:
+    """Return the body that sends *fields* and the files of *check*, and its content type."""
+    if not check.files:
+        return urllib.parse.urlencode(fields).encode(), "application/x-www-form-urlencoded"
+    return multipart(fields, check.files, lambda text: values.fill(text, check.where, True))
 
 
 def payload(check: Check, values: Values) -> bytes | None:
@@ -260,7 +282,7 @@ def ask(
         return check_result(
             check.name, verdict, check.severity, found, expected, message, seconds, status=None, **extra
         ), None
-    findings = judge(check, reply, values)
+    findings = judge(check, reply, values, target.verify)
     observed = described(reply, values)
     expected = "; ".join(findings.expected)
     extra["status"] = reply.answer.status
@@ -328,8 +350,11 @@ def send(
             raise Unanswered(f"it wants the request repeated elsewhere, at {url}")
 
 
-def judge(check: Check, reply: Reply | None, values: Values) -> Findings:
-    """Compare *reply* with what *check* expects; without a reply only say what that is."""
+def judge(check: Check, reply: Reply | None, values: Values, verified: bool = True) -> Findings:
+    """Compare *reply* with what *check* expects; without a reply only say what that is.
+
+    :param verified: whether certificates are verified.
+    """
     found = Findings([], [], [])
     answer = reply.answer if reply else Answer(0, {}, "", False, 0.0, {})
 
@@ -347,6 +372,13 @@ def judge(check: Check, reply: Reply | None, values: Values) -> Findings:
         place = fill(check.redirect_to)
         location = answer.headers.get("location", "")
         expect(f"a redirect to {place}", _leads_to(location, place), f"it led to {location or 'nothing'}")
+    now = time.time()
+    beside = judge_cookies(check.cookies, answer.headers.get("set-cookie", ""), now)
+    if check.tls_days is not None:
+        secured = bool(reply and reply.route.scheme == "https")
+        beside.append(judge_certificate(check.tls_days, answer.certificate, secured, verified, now))
+    for wish, true, fact in beside:
+        expect(wish, bool(true), fact, true is not None)
     for name, text in check.header.items():
         value = answer.headers.get(name.lower())
         wish = fill(text)
@@ -436,45 +468,6 @@ def hint(first: Route, reply: Reply) -> str:
     if reply.answer.status == 400 and first.host:
         return f" Does it accept the Host {first.host!r} (ALLOWED_HOSTS)?"
     return ""
-
-
-def _place_of(url: str) -> tuple[str | None, int]:
-    """Return the host and port that *url*, plain HTTP, would be asked at."""
-    parts = urllib.parse.urlsplit(url)
-    return parts.hostname, parts.port or 80
-
-
-def repeat(check: Check, target: Target, values: Values, method: str) -> str:
-    """Return the curl command that asks the same by hand; secrets stay ``{secret.name}`` in it."""
-    route = target.resolve(values.fill(check.url, check.where))
-    words = ["curl", "-sS", "-i", "--max-time", "10"]
-    if check.follow:
-        words.append("-L")
-    if method == "HEAD":
-        words.append("-I")
-    elif method != ("POST" if check.form or check.body else "GET"):
-        words += ["-X", method]
-    url = route.url
-    if route.socket:
-        words += ["--unix-socket", route.socket]
-    elif route.scheme == "https":
-        words += [] if target.verify else ["-k"]
-        words += ["--cacert", target.ca] if target.ca else []
-        name = urllib.parse.urlsplit(f"//{route.host}")
-        if name.hostname != route.name:
-            words += ["--connect-to", f"{name.hostname}:{name.port or 443}:{route.name}:{route.port}"]
-    elif _place_of(url) != (route.name, route.port):
-        url = f"http://{route.name}:{route.port}{route.path}"
-        words += ["-H", f"Host: {route.host}"]
-    for name, text in {**(target.headers if route.target else {}), **check.headers}.items():
-        hidden = _SENSITIVE.search(name) and "{secret." not in text
-        words += ["-H", f"{name}: {'…' if hidden else values.fill(text, check.where)}"]
-    for name, text in (check.form or {}).items():
-        hidden = _SENSITIVE.search(name) and "{secret." not in text
-        words += ["--data-urlencode", f"{name}={'…' if hidden else values.fill(text, check.where)}"]
-    if check.body is not None:
-        words += ["--data-binary", values.fill(check.body, check.where)[:500]]
-    return shlex.join([*words, url])
 
 
 def reads_only(check: Check) -> bool:

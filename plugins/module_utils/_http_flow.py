@@ -29,7 +29,14 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     check_result,
     gate_result,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._http import Jar, Reply, ask, busted, payload
+from ansible_collections.runbook.deploy.plugins.module_utils._http import (
+    Jar,
+    Reply,
+    ask,
+    busted,
+    encoded,
+    payload,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import READING, Check, Flow, Values
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Answer, Route, Target
 
@@ -211,6 +218,9 @@ def run_flow(flow: Flow, target: Target, values: Values, timeout: float, limit: 
     page: Reply | None = None
     results: list[dict[str, Any]] = []
     for step in flow.steps:
+        if step.wait is not None:
+            # Such as until a session has run out.
+            time.sleep(max(0.0, min(step.wait, limit - time.monotonic())))
         allowed = min(step.timeout or timeout, limit - time.monotonic())
         if allowed <= 0:
             results.append(
@@ -269,12 +279,15 @@ def _step(
     if step.form is not None:
         fields = {name: values.fill(text, step.where, True) for name, text in step.form.items()}
         address = target.resolve(url)
-        form = _form_for(address, page, fields)
+        wanted = [*fields, *step.files]
+        form = _form_for(address, page, wanted)
         if form is None:
             opening = step._replace(
                 name=f"{step.name} (the page with the form)",
                 method="GET",
                 form=None,
+                files={},
+                cookies={},
                 status=[200],
                 contains=[],
                 absent=[],
@@ -288,17 +301,16 @@ def _step(
             result, page = ask(opening, target, values, "GET", url, headers, None, allowed, jar)
             if result["verdict"] != PASS or page is None:
                 return result, None
-            form = choose_form(find_forms(page.answer.text), list(fields))
+            form = choose_form(find_forms(page.answer.text), wanted)
         if form is None or page is None:
-            return _no_form(step, page, fields, time.monotonic() - begun), None
+            return _no_form(step, page, wanted, time.monotonic() - begun), None
         url = urllib.parse.urljoin(page.route.url, form.action or page.route.url)
         method = form.method if form.method in ("GET", "POST") else "POST"
-        encoded = urllib.parse.urlencode({**form.fields, **fields})
+        body, kind = encoded(step, {**form.fields, **fields}, values)
         if method == "GET":
-            url = f"{url.split('?')[0]}?{encoded}"
+            url, body = f"{url.split('?')[0]}?{body.decode()}", None
         else:
-            body = encoded.encode()
-            headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
+            headers.setdefault("Content-Type", kind)
     elif method not in READING:
         token = jar.value(CSRF_COOKIE)
         if token:
@@ -309,18 +321,18 @@ def _step(
     return result, reply
 
 
-def _form_for(address: Route, page: Reply | None, fields: dict[str, str]) -> Form | None:
+def _form_for(address: Route, page: Reply | None, fields: Sequence[str]) -> Form | None:
     """Return the form of the last *page* that the step means: the page is at its url, or the form goes there."""
     if page is None:
         return None
-    form = choose_form(find_forms(page.answer.text), list(fields))
+    form = choose_form(find_forms(page.answer.text), fields)
     if form is None:
         return None
     action = urllib.parse.urljoin(page.route.url, form.action or page.route.url)
     return form if address.url in (page.route.url, action) else None
 
 
-def _no_form(step: Check, page: Reply | None, fields: dict[str, str], seconds: float) -> dict[str, Any]:
+def _no_form(step: Check, page: Reply | None, fields: Sequence[str], seconds: float) -> dict[str, Any]:
     forms = find_forms(page.answer.text) if page is not None else []
     found = "; ".join(", ".join(sorted(form.names)) or "a form without fields" for form in forms) or "no form"
     wish = f"a form with the fields {', '.join(fields)}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
-from ansible_collections.runbook.deploy.plugins.module_utils._gate import gate_result, until
+from ansible_collections.runbook.deploy.plugins.module_utils._gate import FAIL, gate_result, until
 from ansible_collections.runbook.deploy.plugins.module_utils._gating import journal_of, require_passed
 from ansible_collections.runbook.deploy.plugins.module_utils._http import (
     in_parallel,
@@ -50,6 +50,8 @@ OPTIONS: dict[str, Any] = {
     "deadline": {"type": "float", "default": 60},
     "patience": {"type": "float"},
     "on_no_data": {"type": "str", "choices": ["fail", "inconclusive"], "default": "fail"},
+    "before": {"type": "list", "elements": "dict", "default": []},
+    "judge": {"type": "bool", "default": True},
     "root": {"type": "path"},
     "phase": {"type": "str", "default": "smoke_test"},
     "record": {"type": "dict"},
@@ -89,12 +91,14 @@ def run_gate(
     deadline: float = 60.0,
     patience: float | None = None,
     read_only: bool = False,
+    before: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Ask *checks* until all pass *successes* times in a row, then do *flows*; all within *deadline* seconds.
 
     Flows write (they log in, they post), so they are done once and never tried again, and only when the checks
     have passed.
 
+    :param before: the results of the same checks before the deployment; see :func:`told_from_before`.
     :param read_only: leave out what may change something: methods other than GET and HEAD, and flows.
     :return: the gate contract with ``attempts``, ``streak``, ``seconds``, ``reason`` and ``not_asked``, the
         names of what was left out.
@@ -119,9 +123,10 @@ def run_gate(
     if checks:
 
         def probe(left: float) -> list[dict[str, Any]]:
-            return run_checks(
+            found = run_checks(
                 checks, target, placeholders=placeholders, secrets=secrets, timeout=timeout, deadline=left
             )
+            return told_from_before(checks, found, before)
 
         gate = until(probe, successes=successes, interval=interval, deadline=deadline, patience=patience)
     if flows and (gate["passed"] or not checks):
@@ -140,11 +145,33 @@ def run_gate(
     return {**gate, "not_asked": not_asked}
 
 
+def told_from_before(
+    checks: Sequence[Check], results: Sequence[dict[str, Any]], before: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return *results* with the faults that were there *before* the deployment told from new ones.
+
+    A check with ``compare`` that failed before and fails now is ``degraded`` and has ``old_fault: true``: taking the
+    release back would not cure it. What could not be asked before excuses nothing.
+
+    :param before: entries of ``checks`` of an earlier gate, found by their names.
+    """
+    earlier = {str(item.get("name")): item for item in before}
+    told = []
+    for check, result in zip(checks, results):
+        was = earlier.get(check.name)
+        if check.compare and result["verdict"] == FAIL and was is not None and was.get("verdict") == FAIL:
+            message = f"{result['message']} It failed before the deployment, too: {was.get('observed', '')}"
+            severity = "degraded" if result["severity"] == "critical" else result["severity"]
+            result = {**result, "severity": severity, "message": message, "old_fault": True}
+        told.append(result)
+    return told
+
+
 def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:
     """Run the gate that *options* (see ``OPTIONS``) describe, keep its journal, and return the gate.
 
     :param warn: called with a sentence for each check of lower severity that did not pass.
-    :raises Problem: when the gate does not pass, or an option is wrong.
+    :raises Problem: when the gate does not pass, unless it is only to measure, or an option is wrong.
     """
     secrets = parse_environment(options["secrets"], "secrets")
     checks, flows = read_tests(options["checks"], options["flows"])
@@ -172,8 +199,11 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
             deadline=options["deadline"],
             patience=options["patience"],
             read_only=check_mode,
+            before=options["before"],
         )
         entry["gate"] = gate
+        if not options["judge"]:
+            return gate
         nothing_left = bool(check_mode and gate["not_asked"] and not gate["checks"])
         require_passed(
             gate, options["address"] or options["socket"], options["on_no_data"], warn, nothing_left

@@ -21,6 +21,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils._conditions import 
     parse_path,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import SEVERITIES
+from ansible_collections.runbook.deploy.plugins.module_utils._http_judge import parse_cookies
+from ansible_collections.runbook.deploy.plugins.module_utils._http_samples import Samples, parse_samples
+from ansible_collections.runbook.deploy.plugins.module_utils._http_upload import Upload, parse_files
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 PLACEHOLDERS = ("commit", "release", "version", "deployment")
@@ -58,6 +61,12 @@ class Check(NamedTuple):
     timeout: float | None
     severity: str
     extract: dict[str, dict[str, str]]
+    files: dict[str, Upload]
+    cookies: dict[str, list[str]]
+    tls_days: float | None
+    samples: Samples | None
+    compare: bool
+    wait: float | None
 
     def asserted(self) -> str:
         """Return all texts that the answer is compared with."""
@@ -179,11 +188,17 @@ def parse_check(item: Any, where: str, flow: bool = False) -> Check:
 
     :raises Problem: when it is not well written.
     """
-    known = [name for name in Check._fields if name not in ("where", "extract")]
-    _keys(item, [*known, "extract"] if flow else known, where)
+    single = ("samples", "compare")
+    only = (*single, "where") if flow else ("where", "extract", "wait")
+    _keys(item, [*(name for name in Check._fields if name not in only), "bearer"], where)
     bodies = [name for name in ("body", "json_body", "form") if item.get(name) is not None]
     if len(bodies) > 1:
         raise Problem(f"{where} has {' and '.join(bodies)}: give only one of body, json_body and form.")
+    files = parse_files(item.get("files"), f"{where}.files")
+    if files and bodies and bodies != ["form"]:
+        raise Problem(f"{where} has files and {bodies[0]}: files are sent with the fields of a form.")
+    if files:
+        bodies = ["form"]
     url = item.get("url")
     if not isinstance(url, str) or not url:
         raise Problem(f"{where}.url is missing: expected a path such as /healthz/, or a whole address.")
@@ -193,6 +208,10 @@ def parse_check(item: Any, where: str, flow: bool = False) -> Check:
     if bodies and method in READING:
         raise Problem(f"{where} sends {bodies[0]} with {method}: use POST, PUT or PATCH.")
     headers = _texts(item.get("headers"), f"{where}.headers")
+    if item.get("bearer") is not None:
+        if not isinstance(item["bearer"], str) or any(name.lower() == "authorization" for name in headers):
+            raise Problem(f"{where}.bearer must be a token as text, and the only Authorization of the check.")
+        headers["Authorization"] = f"Bearer {item['bearer']}"
     body = item.get("body")
     if "json_body" in bodies:
         body = json.dumps(item["json_body"])
@@ -219,7 +238,7 @@ def parse_check(item: Any, where: str, flow: bool = False) -> Check:
         headers,
         body,
         "json_body" in bodies,
-        _texts(item["form"], f"{where}.form") if "form" in bodies else None,
+        _texts(item.get("form"), f"{where}.form") if "form" in bodies else None,
         status,
         _strings(item.get("contains"), f"{where}.contains"),
         _strings(item.get("absent"), f"{where}.absent"),
@@ -233,6 +252,12 @@ def parse_check(item: Any, where: str, flow: bool = False) -> Check:
         _seconds(item.get("timeout"), f"{where}.timeout"),
         _choice(item.get("severity", "critical"), SEVERITIES, f"{where}.severity"),
         _extract(item.get("extract"), f"{where}.extract"),
+        files,
+        parse_cookies(item.get("cookies"), f"{where}.cookies"),
+        _seconds(item.get("tls_days"), f"{where}.tls_days", "days"),
+        parse_samples(item.get("samples"), f"{where}.samples"),
+        _flag(item.get("compare", False), f"{where}.compare"),
+        _seconds(item.get("wait"), f"{where}.wait"),
     )
 
 
@@ -305,7 +330,7 @@ def _status(value: Any, where: str, default: list[int]) -> list[int]:
     return result
 
 
-def _seconds(value: Any, where: str) -> float | None:
+def _seconds(value: Any, where: str, unit: str = "seconds") -> float | None:
     if value is None:
         return None
     try:
@@ -313,7 +338,7 @@ def _seconds(value: Any, where: str) -> float | None:
     except (TypeError, ValueError):
         number = 0.0
     if not 0 < number < float("inf"):
-        raise Problem(f"{where} must be a number of seconds above 0, found {value!r}.")
+        raise Problem(f"{where} must be a number of {unit} above 0, found {value!r}.")
     return number
 
 

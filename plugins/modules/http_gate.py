@@ -39,6 +39,16 @@ options:
         C(matches) (a regular expression), C(json) (a mapping of paths such as C(items[0].name) to a value or a condition
         such as C(< 500), C(length > 3), C(contains x), C(matches x), C(exists), C(absent)), C(header) (a mapping of names
         to a part of the value), C(redirect_to), C(max_seconds).
+      - C(files), sent with the fields of C(form) as a browser does, maps a field to a mapping with C(name), C(type), and either
+        C(content), or C(row) and C(rows) below an optional C(header); C({row}) in C(row) is the number of the row.
+      - C(bearer), a token, is sent as C(Authorization).
+      - C(cookies) maps a cookie that the answer must set to one or some of C(secure), C(httponly), C(partitioned), C(session),
+        C(samesite=lax), C(path=/), C(domain=…), C(max_age <= 3600), or C(absent); C(tls_days) is how many days the
+        certificate must be valid.
+      - C(samples) asks many times and judges all together, a mapping with C(requests) (100), C(concurrency) (10), instead of
+        C(requests) also C(duration) in seconds, and what is expected of C(p50), C(p90), C(p95), C(p99), C(mean), C(max)
+        (such as C(< 500ms)), C(error_rate) (C(== 0%) by default) and C(throughput) (such as C(> 50/s)).
+      - C(compare), V(true) makes a failure V(degraded) where the same check failed in O(before) too.
       - C({commit}), C({release}), C({version}), C({deployment}) are replaced everywhere, and C({secret.name}) in what is sent.
         C({commit}), C({release}) or C({deployment}) in an expectation proves which release answers.
     type: list
@@ -47,6 +57,7 @@ options:
   flows:
     description:
       - Mappings with the keys C(name), C(steps) (a list of checks that share cookies), C(timeout) in seconds for all steps, C(severity).
+      - A step can C(wait) so many seconds before it asks, for instance until a session has run out; it has no C(samples) and no C(compare).
       - In a step redirects are followed, unless it has C(redirect_to) or C(follow=false).
       - C(form) fills in the form of the page at C(url), or of the last page, that has these fields, and sends it as a browser does.
       - C(extract) maps a name to one of C(json) (a path), C(regex) (its first group) or C(header); later steps use it as C({name}).
@@ -111,6 +122,15 @@ options:
     type: str
     choices: [fail, inconclusive]
     default: fail
+  before:
+    description: The RV(checks) of this gate before the deployment, for checks with C(compare).
+    type: list
+    elements: dict
+    default: []
+  judge:
+    description: V(false) returns what was found and fails for nothing, to measure what O(before) is later.
+    type: bool
+    default: true
   root:
     description: Directory on the host that holds everything; without it no journal is kept.
     type: path
@@ -165,6 +185,23 @@ EXAMPLES = r"""
               note: Written by the deployment
             contains: Note added
   delegate_to: localhost
+
+- name: A hundred visitors at once are served, by a certificate that lasts
+  runbook.deploy.http_gate:
+    address: https://shop.example.org
+    successes: 1
+    checks:
+      - url: /
+        samples:
+          requests: 100
+          concurrency: 10
+          p95: < 500ms
+          error_rate: < 1%
+      - url: /login/
+        tls_days: 14
+        cookies:
+          csrftoken: [secure, samesite=lax]
+  delegate_to: localhost
 """
 
 RETURN = r"""
@@ -212,6 +249,16 @@ checks:
     repeat:
       description: The command that asks the same by hand, with secrets left out; checks only.
       type: str
+    old_fault:
+      description: V(true) for a failure that O(before) had, too; only then there.
+      type: bool
+    figures:
+      description: Of C(samples), seconds, the share of errors, and requests a second; only then there.
+      type: dict
+      sample: {p50: 0.041, p90: 0.06, p95: 0.071, p99: 0.12, mean: 0.044, max: 0.13, error_rate: 0.0, throughput: 208.1}
+    requests:
+      description: How many requests of C(samples) were answered or failed; only then there.
+      type: int
     proves_release:
       description: Whether the answer named the release, its commit or the deployment.
       type: bool

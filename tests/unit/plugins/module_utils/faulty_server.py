@@ -58,7 +58,7 @@ class FaultyServer:
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.listener.bind(("127.0.0.1", port))
             self.port = self.listener.getsockname()[1]
-        self.listener.listen(64)
+        self.listener.listen(256)
         self.count = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
