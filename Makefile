@@ -66,7 +66,7 @@ molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for 
 	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql)
 
 .PHONY: test-postgresql
-test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults; longer than CI has time for
+test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults
 	$(MAKE) molecule SCENARIO=postgresql
 
 .PHONY: guards test-guards

@@ -48,6 +48,7 @@ STEPS = (
     Step("build"),
     Step("molecule", "molecule-*.xml", itself=True),
     Step("guards", "molecule-guards.xml", itself=True),
+    Step("test-postgresql", "molecule-postgresql.xml", itself=True),
 )
 
 
