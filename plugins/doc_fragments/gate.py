@@ -35,6 +35,13 @@ options:
     type: str
     choices: [fail, inconclusive]
     default: fail
+  waivers:
+    description:
+      - Checks that may fail, each with C(check) (its name), C(reason), C(approver) and C(until), the last day on which that holds.
+      - They are asked all the same; what they answer is V(degraded) and has the waiver in it.
+    type: list
+    elements: dict
+    default: []
   root:
     description: The application's directory on the host, C(app_root); without it no journal is kept.
     type: path

@@ -8,12 +8,14 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, PASS, until
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, open_journal
+from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers, waive
 
 # Options of every gate; documented by the fragment `gate`.
 GATE_OPTIONS: dict[str, Any] = {
@@ -22,6 +24,7 @@ GATE_OPTIONS: dict[str, Any] = {
     "deadline": {"type": "float", "default": 60.0},
     "patience": {"type": "float"},
     "on_no_data": {"type": "str", "choices": ["fail", "inconclusive"], "default": "fail"},
+    "waivers": {"type": "list", "elements": "dict", "default": []},
     "root": {"type": "path"},
     "phase": {"type": "str", "default": "gate"},
     "record": {"type": "dict"},
@@ -78,12 +81,14 @@ def conduct(
     :param probe: as in :func:`_gate.until`; :param place: what the gate is on, in words.
     :raises Problem: when the gate does not pass.
     """
+    waivers = parse_waivers(options["waivers"])
+    today = datetime.datetime.now(datetime.timezone.utc).date()
     with (
         journal_of(options, check_mode, secrets) as journal,
         journal.phase(options["phase"]) as entry,
     ):
         gate = until(
-            probe,
+            lambda left: waive(probe(left), waivers, today),
             successes=options["successes"],
             interval=options["interval"],
             deadline=options["deadline"],

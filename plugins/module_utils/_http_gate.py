@@ -8,6 +8,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
     parse_flows,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target
+from ansible_collections.runbook.deploy.plugins.module_utils._waivers import Waiver, parse_waivers, waive
 
 # The options of the module http_gate and of its action, and what holds between them.
 OPTIONS: dict[str, Any] = {
@@ -52,6 +54,7 @@ OPTIONS: dict[str, Any] = {
     "on_no_data": {"type": "str", "choices": ["fail", "inconclusive"], "default": "fail"},
     "before": {"type": "list", "elements": "dict", "default": []},
     "judge": {"type": "bool", "default": True},
+    "waivers": {"type": "list", "elements": "dict", "default": []},
     "root": {"type": "path"},
     "phase": {"type": "str", "default": "smoke_test"},
     "record": {"type": "dict"},
@@ -92,12 +95,14 @@ def run_gate(
     patience: float | None = None,
     read_only: bool = False,
     before: Sequence[Mapping[str, Any]] = (),
+    waivers: Sequence[Waiver] = (),
 ) -> dict[str, Any]:
     """Ask *checks* until all pass *successes* times in a row, then do *flows*; all within *deadline* seconds.
 
     Flows write (they log in, they post), so they are done once and never tried again, and only when the checks
     have passed.
 
+    :param waivers: checks and flows that may fail, and who answers for them.
     :param before: the results of the same checks before the deployment; see :func:`told_from_before`.
     :param read_only: leave out what may change something: methods other than GET and HEAD, and flows.
     :return: the gate contract with ``attempts``, ``streak``, ``seconds``, ``reason`` and ``not_asked``, the
@@ -105,6 +110,7 @@ def run_gate(
     :raises Problem: when a placeholder or a secret has no value, or a number makes no sense.
     """
     begun = time.monotonic()
+    today = datetime.datetime.now(datetime.timezone.utc).date()
     values = Values(placeholders, secrets)
     for check in [*checks, *(step for flow in flows for step in flow.steps)]:
         verify_placeholders(check, values)
@@ -126,7 +132,7 @@ def run_gate(
             found = run_checks(
                 checks, target, placeholders=placeholders, secrets=secrets, timeout=timeout, deadline=left
             )
-            return told_from_before(checks, found, before)
+            return waive(told_from_before(checks, found, before), waivers, today)
 
         gate = until(probe, successes=successes, interval=interval, deadline=deadline, patience=patience)
     if flows and (gate["passed"] or not checks):
@@ -137,7 +143,7 @@ def run_gate(
 
         names = [(flow.name, flow.severity) for flow in flows]
         done = in_parallel([task(flow) for flow in flows], names, limit)
-        gate = {**gate, **gate_result([*gate["checks"], *done])}
+        gate = {**gate, **gate_result([*gate["checks"], *waive(done, waivers, today)])}
         gate["reason"] = "" if gate["passed"] else "A flow is done once and not tried again."
     elif flows:
         not_asked += [flow.name for flow in flows]
@@ -200,6 +206,7 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
             patience=options["patience"],
             read_only=check_mode,
             before=options["before"],
+            waivers=parse_waivers(options["waivers"]),
         )
         entry["gate"] = gate
         if not options["judge"]:

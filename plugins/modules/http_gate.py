@@ -131,6 +131,13 @@ options:
     description: V(false) returns what was found and fails for nothing, to measure what O(before) is later.
     type: bool
     default: true
+  waivers:
+    description:
+      - Checks and flows that may fail, each with C(check) (its name), C(reason), C(approver) and C(until), the last day on which that holds.
+      - They are asked all the same; what they answer is V(degraded) and has the waiver in it.
+    type: list
+    elements: dict
+    default: []
   root:
     description: Directory on the host that holds everything; without it no journal is kept.
     type: path

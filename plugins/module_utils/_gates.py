@@ -1,0 +1,177 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Gates of several kinds, asked at the same time as one gate.
+
+Each item of ``app_gates`` is a check of one kind, with ``kind`` (``host`` by default), ``moments`` (when it is asked) and
+``where`` (on which hosts) besides.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from ansible_collections.runbook.deploy.plugins.module_utils import _host_gate
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
+from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, check_result
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
+from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import nearest
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+Probe = Callable[[float], Sequence[dict[str, Any]]]
+MOMENTS = ("preflight", "smoke_test", "watch")
+PLACES = ("all", "primary")
+# Each has OPTIONS and prober(options, check_mode), as docs/internals.md says.
+KINDS: dict[str, ModuleType] = {"host": _host_gate}
+# What is true of a host is asked on each before anything begins; what is true of the application once, when it runs.
+DEFAULTS: dict[str, tuple[tuple[str, ...], str]] = {"host": (("preflight",), "all")}
+OTHERS = (("smoke_test",), "primary")
+# What a kind finds in the options of the module, and not in its checks.
+SHARED: dict[str, Any] = {
+    "environment": {"type": "str", "no_log": True},
+    "controller_time": {"type": "float"},
+    "ca_path": {"type": "path"},
+    "repository": {"type": "path"},
+    "commit": {"type": "str"},
+}
+OPTIONS: dict[str, Any] = {
+    **GATE_OPTIONS,
+    "gates": {"type": "list", "elements": "dict", "required": True},
+    "moment": {"type": "str", "choices": list(MOMENTS), "required": True},
+    "primary": {"type": "bool", "default": True},
+    **SHARED,
+}
+RULES: dict[str, Any] = {}
+
+
+class Item(NamedTuple):
+    """One entry of ``app_gates``: its kind, when and where it is asked, and the check itself."""
+
+    kind: str
+    moments: tuple[str, ...]
+    where: str
+    check: dict[str, Any]
+
+
+def parse_item(item: Any, where: str) -> Item:
+    """Return one entry read; its check is read by its kind.
+
+    :raises Problem: for a kind, a moment or a place that does not exist.
+    """
+    if not isinstance(item, Mapping):
+        raise Problem(f"{where} must be a mapping such as {{disk: /srv, free: '> 2GB'}}, found {item!r}.")
+    kind = str(item.get("kind", "host"))
+    if kind not in KINDS:
+        raise Problem(f"{where}.kind is {kind!r}{nearest(kind, list(KINDS))}")
+    moments, place = DEFAULTS.get(kind, OTHERS)
+    given = item.get("moments", list(moments))
+    given = given if isinstance(given, list) else [given]
+    for moment in given:
+        if moment not in MOMENTS:
+            raise Problem(f"{where}.moments must be some of {', '.join(MOMENTS)}, found {moment!r}.")
+    if not given:
+        raise Problem(f"{where}.moments is empty: the gate would never be asked.")
+    place = item.get("where", place)
+    if place not in PLACES:
+        raise Problem(f"{where}.where must be one of {', '.join(PLACES)}, found {place!r}.")
+    check = {key: value for key, value in item.items() if key not in ("kind", "moments", "where")}
+    return Item(kind, tuple(given), place, check)
+
+
+def parse_gates(gates: Sequence[Any], where: str = "gates") -> list[Item]:
+    """Return the entries read, each check by its own kind, so that a typing error is found on the controller.
+
+    :raises Problem: for the first that is not well written, or a name that two of them have.
+    """
+    items = [parse_item(item, f"{where}[{index}]") for index, item in enumerate(gates)]
+    names: dict[str, int] = {}
+    for index, item in enumerate(items):
+        name = str(item.check.get("name") or "")
+        if name and names.setdefault(name, index) != index:
+            raise Problem(
+                f"{where}[{index}].name {name!r} is that of {where}[{names[name]}], too: a waiver could mean either."
+            )
+        KINDS[item.kind].parse_check(item.check, f"{where}[{index}]")
+    return items
+
+
+def chosen(items: Sequence[Item], moment: str, primary: bool) -> list[Item]:
+    """Return the entries that are asked at *moment* on this host; *primary*: it is the primary."""
+    return [item for item in items if moment in item.moments and (primary or item.where == "all")]
+
+
+def prober(options: Mapping[str, Any], check_mode: bool) -> Probe:
+    """Return what asks all entries of *options* that are for this moment and host, all kinds at the same time.
+
+    :raises Problem: when one is not well written.
+    """
+    items = chosen(parse_gates(options["gates"]), options["moment"], options["primary"])
+    probes: list[Probe] = []
+    for kind, module in KINDS.items():
+        checks = [item.check for item in items if item.kind == kind]
+        if checks:
+            own = {name: spec.get("default") for name, spec in module.OPTIONS.items()}
+            shared = {name: options[name] for name in SHARED if name in own}
+            probes.append(module.prober({**own, **shared, "checks": checks}, check_mode))
+    return together(probes)
+
+
+def together(probes: Sequence[Probe]) -> Probe:
+    """Return one probe that asks all *probes* at once and answers all their checks, in their order."""
+    import concurrent.futures  # loads multiprocessing, which a host with nothing to ask does not need
+
+    def probe(left: float) -> list[dict[str, Any]]:
+        limit = time.monotonic() + left
+        if len(probes) == 1:
+            return list(probes[0](left))
+        pool = concurrent.futures.ThreadPoolExecutor(max(1, len(probes)))
+        try:
+            asked = [pool.submit(one, left) for one in probes]
+            found: list[dict[str, Any]] = []
+            for future in asked:
+                try:
+                    found += future.result(max(0.0, limit - time.monotonic()) + 0.4)
+                except concurrent.futures.TimeoutError:
+                    found.append(
+                        check_result(
+                            "probe",
+                            INCONCLUSIVE,
+                            observed="no result in time",
+                            expected="a result in time",
+                            message=f"A gate did not end within {left:.1f} s: look at what it waits for.",
+                        )
+                    )
+            return found
+        finally:
+            pool.shutdown(wait=False)
+
+    return probe
+
+
+def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Run the gates that *options* (see ``OPTIONS``) describe and return them as one gate.
+
+    :return: the gate, or one with ``checks`` empty and ``passed`` where nothing is to be asked at this moment here.
+    :raises Problem: when it does not pass, or an option is wrong.
+    """
+    if not chosen(parse_gates(options["gates"]), options["moment"], options["primary"]):
+        return {
+            "passed": True,
+            "verdict": "pass",
+            "checks": [],
+            "failing": [],
+            "degraded": [],
+            "attempts": 0,
+            "streak": 0,
+            "seconds": 0.0,
+            "reason": "Nothing is to be asked here at this moment.",
+        }
+    secrets = parse_environment(options["environment"], "environment").values()
+    return conduct(
+        options, prober(options, check_mode), "this host", check_mode=check_mode, warn=warn, secrets=secrets
+    )

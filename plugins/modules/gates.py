@@ -1,0 +1,175 @@
+#!/usr/bin/python
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gates
+short_description: Ask gates of several kinds at the same time
+version_added: 0.1.0
+author:
+  - The runbook.deploy authors (@runbook-deploy)
+description:
+  - Asks all checks that are for this moment and this host at the same time, whatever their kind, in one execution.
+  - What could not be asked is V(inconclusive), never a pass. Where nothing is to be asked, the gate passes with no RV(checks).
+extends_documentation_fragment:
+  - runbook.deploy.gate
+attributes:
+  check_mode:
+    support: full
+    description: It only looks.
+  diff_mode:
+    support: none
+    description: There is nothing to show.
+  idempotent:
+    support: full
+    description: Never reports a change.
+options:
+  gates:
+    description:
+      - Checks of several kinds. Each is a mapping with the keys of a check of its kind, and besides them
+      - C(kind), V(host) by default (M(runbook.deploy.host_gate)).
+      - C(moments), some of V(preflight), V(smoke_test) and V(watch); by default V(preflight) for the kind V(host), else V(smoke_test).
+      - C(where), V(all) hosts or V(primary); by default V(all) for the kind V(host), else V(primary).
+    type: list
+    elements: dict
+    required: true
+  moment:
+    description: When this is; checks for other moments are not asked.
+    type: str
+    choices: [preflight, smoke_test, watch]
+    required: true
+  primary:
+    description: Whether this host is the primary; checks for the primary are asked there only.
+    type: bool
+    default: true
+  environment:
+    description: The application's environment, a JSON object in one string. Values are never shown.
+    type: str
+  controller_time:
+    description: Seconds since 1970 on the controller, read when the task begins.
+    type: float
+  ca_path:
+    description: File with the certificates of the authorities to trust instead of the system's.
+    type: path
+  repository:
+    description: Bare repository that C(example) is read from, with O(commit).
+    type: path
+  commit:
+    description: Commit that C(example) is read from, with O(repository).
+    type: str
+"""
+
+EXAMPLES = r"""
+- name: Everything that has to be true before a deployment begins
+  runbook.deploy.gates:
+    moment: preflight
+    primary: "{{ inventory_hostname == 'web1' }}"
+    environment: "{{ app_environment | to_json }}"
+    controller_time: "{{ now(utc=true).timestamp() }}"
+    gates:
+      - disk: /srv/shop
+        free: "> 2GB"
+      - name: settings
+        variables: [SECRET_KEY]
+        where: primary
+    waivers:
+      - check: settings
+        reason: comes with the next release
+        approver: Ada
+        until: 2026-12-31
+"""
+
+RETURN = r"""
+passed:
+  description: Whether the gate passed.
+  returned: always, except for wrong options
+  type: bool
+verdict:
+  description: V(pass), V(fail) or V(inconclusive).
+  returned: always, except for wrong options
+  type: str
+checks:
+  description: Each check, of the last attempt.
+  returned: always, except for wrong options
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+    verdict:
+      description: V(pass), V(fail) or V(inconclusive).
+      type: str
+    severity:
+      description: V(critical), V(degraded) or V(minor).
+      type: str
+    observed:
+      description: What was found.
+      type: str
+    expected:
+      description: What had to be found.
+      type: str
+    message:
+      description: A sentence that says what was asked, found and expected, and what to do; empty for a check that passed.
+      type: str
+    seconds:
+      description: How long it took.
+      type: float
+    repeat:
+      description: The command that asks the same by hand; empty where there is none.
+      type: str
+    waived:
+      description: Reason, approver and last day of the waiver; only where there is one and the check did not pass.
+      type: dict
+failing:
+  description: Names of the critical checks that did not pass.
+  returned: always, except for wrong options
+  type: list
+  elements: str
+degraded:
+  description: Names of those of lower severity that did not pass; they fail nothing.
+  returned: always, except for wrong options
+  type: list
+  elements: str
+attempts:
+  description: How often the checks were asked.
+  returned: always, except for wrong options
+  type: int
+streak:
+  description: How often in a row they had passed at the end.
+  returned: always, except for wrong options
+  type: int
+seconds:
+  description: How long the gate took.
+  returned: always, except for wrong options
+  type: float
+reason:
+  description: Why the gate ended without passing, in a sentence.
+  returned: always, except for wrong options
+  type: str
+evidence:
+  description: What every check that did not pass has to say, one line each.
+  returned: on failure
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.runbook.deploy.plugins.module_utils._gates import OPTIONS, RULES, perform
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
+    try:
+        answer = perform(module.params, module.check_mode, module.warn)
+    except Problem as problem:
+        module.fail_json(**problem.answer())
+    module.exit_json(changed=False, **answer)
+
+
+if __name__ == "__main__":
+    main()
