@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from ansible_collections.runbook.deploy.plugins.module_utils import _host_gate
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, check_result
+from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import nearest
 from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
-from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import nearest
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 Probe = Callable[[float], Sequence[dict[str, Any]]]

@@ -27,10 +27,10 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     SEVERITIES,
     check_result,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import nearest
 from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
-from ansible_collections.runbook.deploy.plugins.module_utils._http import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._http_judge import judge_certificate
-from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import nearest
+from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 OPTIONS: dict[str, Any] = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -45,15 +44,13 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_transport imp
     exchange,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_upload import multipart
+from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
-THREADS = 8
 # As browsers do (Firefox and Chromium: 20), but a healthy page needs far fewer.
 REDIRECT_LIMIT = 10
 # Of the answer's text, in messages.
 SHOWN = 200
-# After the limit, before a check that cannot be interrupted is abandoned; below the grace of _gate.until.
-MARGIN = 0.25
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
@@ -118,67 +115,6 @@ def run_checks(
     limit = time.monotonic() + deadline
     names = [(check.name, check.severity) for check in parsed]
     return in_parallel([task(check) for check in parsed], names, limit)
-
-
-def in_parallel(
-    tasks: Sequence[Callable[[float], dict[str, Any]]], names: Sequence[tuple[str, str]], limit: float
-) -> list[dict[str, Any]]:
-    """Run *tasks* in at most ``THREADS`` threads and return their results in order.
-
-    :param tasks: each is called with *limit* and returns a ``check_result``.
-    :param names: name and severity of each, for the result of one that is not done in time.
-    :param limit: the reading of ``time.monotonic()`` at which all must be done.
-    :raises Exception: the first that a task raised.
-    """
-    results: dict[int, dict[str, Any]] = {}
-    errors: list[BaseException] = []
-    waiting = list(enumerate(tasks))
-    begun: set[int] = set()
-    changed = threading.Condition()
-
-    def work() -> None:
-        while True:
-            with changed:
-                if not waiting or errors or time.monotonic() >= limit:
-                    return
-                index, task = waiting.pop(0)
-                begun.add(index)
-            try:
-                result = task(limit)
-            except BaseException as error:  # raised again by the caller's thread
-                with changed:
-                    errors.append(error)
-                    changed.notify()
-                return
-            with changed:
-                results[index] = result
-                changed.notify()
-
-    # Daemons: name resolution cannot be interrupted, and must not keep the module from ending.
-    for _number in range(min(THREADS, len(tasks))):
-        threading.Thread(target=work, daemon=True).start()
-    with changed:
-        changed.wait_for(
-            lambda: bool(errors) or len(results) == len(tasks), max(0.0, limit - time.monotonic()) + MARGIN
-        )
-        if errors:
-            raise errors[0]
-        return [
-            results[index] if index in results else _late(names[index], index in begun)
-            for index in range(len(tasks))
-        ]
-
-
-def _late(name: tuple[str, str], begun: bool) -> dict[str, Any]:
-    what = "did not end" if begun else "was not asked"
-    return check_result(
-        name[0],
-        INCONCLUSIVE,
-        name[1],
-        f"{what} before the time was up",
-        "an answer in time",
-        f"Check {name[0]!r} {what} before the gate's time was up: raise the deadline.",
-    )
 
 
 def verify_placeholders(check: Check, values: Values) -> None:

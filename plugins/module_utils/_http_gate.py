@@ -17,7 +17,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._command import par
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import FAIL, gate_result, until
 from ansible_collections.runbook.deploy.plugins.module_utils._gating import journal_of, require_passed
 from ansible_collections.runbook.deploy.plugins.module_utils._http import (
-    in_parallel,
     reads_only,
     run_checks,
     verify_placeholders,
@@ -32,6 +31,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
     parse_flows,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target
+from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._waivers import Waiver, parse_waivers, waive
 
 # The options of the module http_gate and of its action, and what holds between them.

@@ -12,7 +12,7 @@ import html
 import json
 import re
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._conditions import (
@@ -21,6 +21,16 @@ from ansible_collections.runbook.deploy.plugins.module_utils._conditions import 
     parse_path,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import SEVERITIES
+from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import (
+    choice,
+    flag,
+    items,
+    keys,
+    mapping,
+    seconds,
+    strings,
+    texts,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._http_judge import parse_cookies
 from ansible_collections.runbook.deploy.plugins.module_utils._http_samples import Samples, parse_samples
 from ansible_collections.runbook.deploy.plugins.module_utils._http_upload import Upload, parse_files
@@ -151,7 +161,7 @@ def parse_checks(checks: Any, where: str = "checks") -> list[Check]:
     :param where: the name of the option, for messages.
     :raises Problem: for anything that is not a list of well-written checks.
     """
-    return [parse_check(item, f"{where}[{index}]") for index, item in enumerate(_list(checks, where))]
+    return [parse_check(item, f"{where}[{index}]") for index, item in enumerate(items(checks, where))]
 
 
 def parse_flows(flows: Any, where: str = "flows") -> list[Flow]:
@@ -159,7 +169,7 @@ def parse_flows(flows: Any, where: str = "flows") -> list[Flow]:
 
     :raises Problem: for anything that is not a list of well-written flows.
     """
-    return [parse_flow(item, f"{where}[{index}]") for index, item in enumerate(_list(flows, where))]
+    return [parse_flow(item, f"{where}[{index}]") for index, item in enumerate(items(flows, where))]
 
 
 def parse_flow(item: Any, where: str) -> Flow:
@@ -167,10 +177,10 @@ def parse_flow(item: Any, where: str) -> Flow:
 
     :raises Problem: when it is not well written, or has no steps.
     """
-    _keys(item, ("name", "steps", "timeout", "severity"), where)
+    keys(item, ("name", "steps", "timeout", "severity"), where)
     steps = [
         parse_check(step, f"{where}.steps[{index}]", flow=True)
-        for index, step in enumerate(_list(item.get("steps"), f"{where}.steps"))
+        for index, step in enumerate(items(item.get("steps"), f"{where}.steps"))
     ]
     if not steps:
         raise Problem(f"{where}.steps is empty: a flow needs at least one step.")
@@ -178,8 +188,8 @@ def parse_flow(item: Any, where: str) -> Flow:
         where,
         str(item.get("name") or where),
         steps,
-        _seconds(item.get("timeout"), f"{where}.timeout"),
-        _choice(item.get("severity", "critical"), SEVERITIES, f"{where}.severity"),
+        seconds(item.get("timeout"), f"{where}.timeout"),
+        choice(item.get("severity", "critical"), SEVERITIES, f"{where}.severity"),
     )
 
 
@@ -190,7 +200,7 @@ def parse_check(item: Any, where: str, flow: bool = False) -> Check:
     """
     single = ("samples", "compare")
     only = (*single, "where") if flow else ("where", "extract", "wait")
-    _keys(item, [*(name for name in Check._fields if name not in only), "bearer"], where)
+    keys(item, [*(name for name in Check._fields if name not in only), "bearer"], where)
     bodies = [name for name in ("body", "json_body", "form") if item.get(name) is not None]
     if len(bodies) > 1:
         raise Problem(f"{where} has {' and '.join(bodies)}: give only one of body, json_body and form.")
@@ -202,12 +212,12 @@ def parse_check(item: Any, where: str, flow: bool = False) -> Check:
     url = item.get("url")
     if not isinstance(url, str) or not url:
         raise Problem(f"{where}.url is missing: expected a path such as /healthz/, or a whole address.")
-    method = _choice(
+    method = choice(
         str(item.get("method") or ("POST" if bodies else "GET")).upper(), METHODS, f"{where}.method"
     )
     if bodies and method in READING:
         raise Problem(f"{where} sends {bodies[0]} with {method}: use POST, PUT or PATCH.")
-    headers = _texts(item.get("headers"), f"{where}.headers")
+    headers = texts(item.get("headers"), f"{where}.headers")
     if item.get("bearer") is not None:
         if not isinstance(item["bearer"], str) or any(name.lower() == "authorization" for name in headers):
             raise Problem(f"{where}.bearer must be a token as text, and the only Authorization of the check.")
@@ -221,13 +231,13 @@ def parse_check(item: Any, where: str, flow: bool = False) -> Check:
         raise Problem(f"{where}.body must be a text, found {type(body).__name__}: use json_body for JSON.")
     redirect_to = item.get("redirect_to")
     status = _status(item.get("status"), f"{where}.status", list(REDIRECTS) if redirect_to else [200])
-    expected = _mapping(item.get("json"), f"{where}.json")
+    expected = mapping(item.get("json"), f"{where}.json")
     for path, value in expected.items():
         parse_path(path)
         parse_condition(value, f"{where}.json[{path!r}]")
     if item.get("matches") is not None:
         compile_pattern(str(item["matches"]), f"{where}.matches")
-    follow = _flag(item.get("follow", flow and not redirect_to), f"{where}.follow")
+    follow = flag(item.get("follow", flow and not redirect_to), f"{where}.follow")
     if follow and redirect_to:
         raise Problem(f"{where} has follow and redirect_to: a redirect is either followed or judged.")
     return Check(
@@ -238,79 +248,27 @@ def parse_check(item: Any, where: str, flow: bool = False) -> Check:
         headers,
         body,
         "json_body" in bodies,
-        _texts(item.get("form"), f"{where}.form") if "form" in bodies else None,
+        texts(item.get("form"), f"{where}.form") if "form" in bodies else None,
         status,
-        _strings(item.get("contains"), f"{where}.contains"),
-        _strings(item.get("absent"), f"{where}.absent"),
+        strings(item.get("contains"), f"{where}.contains"),
+        strings(item.get("absent"), f"{where}.absent"),
         None if item.get("matches") is None else str(item["matches"]),
         expected,
-        _texts(item.get("header"), f"{where}.header"),
+        texts(item.get("header"), f"{where}.header"),
         None if redirect_to is None else str(redirect_to),
         follow,
-        _flag(item.get("bust_cache", False), f"{where}.bust_cache"),
-        _seconds(item.get("max_seconds"), f"{where}.max_seconds"),
-        _seconds(item.get("timeout"), f"{where}.timeout"),
-        _choice(item.get("severity", "critical"), SEVERITIES, f"{where}.severity"),
+        flag(item.get("bust_cache", False), f"{where}.bust_cache"),
+        seconds(item.get("max_seconds"), f"{where}.max_seconds"),
+        seconds(item.get("timeout"), f"{where}.timeout"),
+        choice(item.get("severity", "critical"), SEVERITIES, f"{where}.severity"),
         _extract(item.get("extract"), f"{where}.extract"),
         files,
         parse_cookies(item.get("cookies"), f"{where}.cookies"),
-        _seconds(item.get("tls_days"), f"{where}.tls_days", "days"),
+        seconds(item.get("tls_days"), f"{where}.tls_days", "days"),
         parse_samples(item.get("samples"), f"{where}.samples"),
-        _flag(item.get("compare", False), f"{where}.compare"),
-        _seconds(item.get("wait"), f"{where}.wait"),
+        flag(item.get("compare", False), f"{where}.compare"),
+        seconds(item.get("wait"), f"{where}.wait"),
     )
-
-
-def _keys(item: Any, known: Iterable[str], where: str) -> None:
-    if not isinstance(item, Mapping):
-        raise Problem(f"{where} must be a mapping such as {{url: /healthz/}}, found {item!r}.")
-    names = list(known)
-    for key in item:
-        if key not in names:
-            raise Problem(f"{where} has the unknown key {key!r}{nearest(str(key), names)}")
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return the end of a sentence about an unknown *word*: the one that was meant, or all *known*."""
-    import difflib  # only needed to explain an error
-
-    found = difflib.get_close_matches(word, known, 1, 0.6)
-    return f": did you mean {found[0]!r}?" if found else f": known are {', '.join(sorted(known))}."
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise Problem(f"{where} must be a list, found {type(value).__name__}.")
-    return value
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise Problem(f"{where} must be a mapping, found {type(value).__name__}.")
-    return {str(name): item for name, item in value.items()}
-
-
-def _texts(value: Any, where: str) -> dict[str, str]:
-    result = {}
-    for name, item in _mapping(value, where).items():
-        if item is None or isinstance(item, (list, dict)):
-            raise Problem(f"{where}.{name} must be a text, found {type(item).__name__}.")
-        result[name] = str(item).lower() if isinstance(item, bool) else str(item)
-    return result
-
-
-def _strings(value: Any, where: str) -> list[str]:
-    result = []
-    for item in value if isinstance(value, list) else [] if value is None else [value]:
-        text = str(item)
-        if isinstance(item, (dict, list)) or item is None or not text:
-            raise Problem(f"{where} must be a text or a list of texts that are not empty, found {value!r}.")
-        result.append(text)
-    return result
 
 
 def _status(value: Any, where: str, default: list[int]) -> list[int]:
@@ -330,38 +288,14 @@ def _status(value: Any, where: str, default: list[int]) -> list[int]:
     return result
 
 
-def _seconds(value: Any, where: str, unit: str = "seconds") -> float | None:
-    if value is None:
-        return None
-    try:
-        number = 0.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise Problem(f"{where} must be a number of {unit} above 0, found {value!r}.")
-    return number
-
-
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise Problem(f"{where} must be true or false, found {value!r}.")
-    return value
-
-
-def _choice(value: Any, choices: Sequence[str], where: str) -> str:
-    if value not in choices:
-        raise Problem(f"{where} must be one of {', '.join(choices)}, found {value!r}.")
-    return str(value)
-
-
 def _extract(value: Any, where: str) -> dict[str, dict[str, str]]:
     result = {}
-    for name, item in _mapping(value, where).items():
+    for name, item in mapping(value, where).items():
         here = f"{where}.{name}"
         if not _NAME.match(name) or name in PLACEHOLDERS or name == "secret":
             raise Problem(f"{here}: choose a name of letters, digits and _ that is no placeholder of ours.")
-        source = _texts(item, here)
-        _keys(source, EXTRACTORS, here)
+        source = texts(item, here)
+        keys(source, EXTRACTORS, here)
         if len(source) != 1:
             raise Problem(f"{here} must have exactly one of {', '.join(EXTRACTORS)}, found {len(source)}.")
         if "regex" in source:
