@@ -16,8 +16,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse_gates
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers
 
 NAME = re.compile(r"^[a-z][a-z0-9-]{0,30}$")
 # As long as every deployment id is: the time to the second, and four hex digits.
@@ -126,6 +128,11 @@ VARIABLES: dict[str, Variable] = {
     "app_smoke_tests": Variable("list", [], "Checks and flows through app_url after the switch."),
     "app_smoke_secrets": Variable("dict", {}, "Values for {secret.name} in smoke tests.", secret=True),
     "app_smoke_timeout": Variable("int", 300, "Seconds that all smoke tests together may take."),
+    "app_gates": Variable("list", [], "Checks of hosts and of what the application needs, before and after."),
+    "app_gate_waivers": Variable(
+        "list", [], "Checks that may fail: which, why, who approved it, until when."
+    ),
+    "app_gates_timeout": Variable("int", 60, "Seconds that all of app_gates may take together."),
     "app_url": Variable("str", "", "Public address of the application."),
     "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
     "app_adopt": Variable("dict", {}, "Present installation to take over: path, service, environment_file."),
@@ -349,6 +356,11 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
             "app_migrate_command and app_framework: command belong together: give the command that initialises the database, "
             "as a list of words, or remove it."
         )
+    for name, parse in (("app_gates", parse_gates), ("app_gate_waivers", parse_waivers)):
+        try:
+            parse(values[name], name)
+        except Problem as problem:
+            errors.append(problem.message)
     for name in (
         "app_environment",
         "app_build_environment",

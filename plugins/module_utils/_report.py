@@ -143,6 +143,28 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return [cells(head), "|" + "---|" * len(head), *(cells(row) for row in rows)]
 
 
+def gate_lines(gates: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return the table of what the gates saw, by moment; the values of flows are those of their last step."""
+    rows = []
+    for moment, checks in gates.items():
+        for check in checks:
+            waived = check.get("waived") or {}
+            verdict = check["verdict"] + (
+                f", waived by {waived['approver']} until {waived['until']}" if waived else ""
+            )
+            rows.append(
+                (moment, check["name"], verdict, check["severity"], check["observed"], check["expected"])
+            )
+    if not rows:
+        return []
+    return [
+        "",
+        "## Gates",
+        "",
+        *_table(("when", "check", "verdict", "severity", "observed", "expected"), rows),
+    ]
+
+
 def markdown(facts: Mapping[str, Any]) -> str:
     """Return the report of a deployment: the verdict first, then the story.
 
@@ -184,6 +206,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
     if phases:
         rows = [(p["begun"], p["phase"], p["state"], p.get("seconds"), p.get("message", "")) for p in phases]
         lines += ["", "## Timeline", ""] + _table(("begun", "phase", "state", "seconds", "message"), rows)
+    lines += gate_lines(record.get("gates") or {})
     migrations = (record.get("plan") or {}).get("migrations") or []
     if migrations:
         rows = [

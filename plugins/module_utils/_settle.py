@@ -178,6 +178,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
             "services": state["services"],
             "heads": state["heads"] if named(params["database"]) else None,
             "health": params["health"],
+            "gates": params["gates"],
             "at": _lock.timestamp(),
         },
     )

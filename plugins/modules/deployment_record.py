@@ -96,6 +96,10 @@ options:
     description: Result of the last gate, kept with what is measured.
     type: dict
     default: {}
+  gates:
+    description: For O(state=finished), the checks of this host's gates by moment, kept in the record.
+    type: dict
+    default: {}
   undone:
     description: Deployments that this one took back; their records are marked, and they are never a rollback target again.
     type: list
@@ -278,6 +282,7 @@ def main() -> None:
             "failures": {"type": "list", "elements": "dict", "default": []},
             "decision": {"type": "dict", "default": {}},
             "health": {"type": "dict", "default": {}},
+            "gates": {"type": "dict", "default": {}},
             "undone": {"type": "list", "elements": "str", "default": []},
             "remove_release": {"type": "str"},
             "services": {"type": "list", "elements": "dict", "default": []},

@@ -68,7 +68,7 @@ EXAMPLES = r"""
     moment: preflight
     primary: "{{ inventory_hostname == 'web1' }}"
     environment: "{{ app_environment | to_json }}"
-    controller_time: "{{ now(utc=true).timestamp() }}"
+    controller_time: "{{ now().timestamp() }}"
     gates:
       - disk: /srv/shop
         free: "> 2GB"

@@ -65,7 +65,7 @@ EXAMPLES = r"""
 - name: The host can take a deployment
   runbook.deploy.host_gate:
     environment: "{{ app_environment | to_json }}"
-    controller_time: "{{ now(utc=true).timestamp() }}"
+    controller_time: "{{ now().timestamp() }}"
     checks:
       - disk: /srv/shop
         free: "> 2GB"
