@@ -156,7 +156,12 @@ def until(
     answer, reason = last, ""
     if streak < successes and wrong is not None:
         answer = wrong
-        reason = f"It did not pass {successes} times in a row within {deadline:g} s ({attempts} attempts)."
+        # Of one attempt that had no second there is nothing to say but what it found.
+        reason = (
+            f"It did not pass {successes} times in a row within {deadline:g} s ({attempts} attempts)."
+            if attempts > 1 or successes > 1
+            else ""
+        )
     elif streak < successes:
         # Never a failure, and never enough successes either.
         answer = {**last, "passed": False, "verdict": INCONCLUSIVE}

@@ -173,12 +173,12 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         finished=_lock.timestamp(),
         failures=params["failures"],
         decision=params["decision"],
+        gates=params["gates"],
         measured={
             "current": state["current"],
             "services": state["services"],
             "heads": state["heads"] if named(params["database"]) else None,
             "health": params["health"],
-            "gates": params["gates"],
             "at": _lock.timestamp(),
         },
     )
