@@ -133,6 +133,7 @@ VARIABLES: dict[str, Variable] = {
         "list", [], "Checks that may fail: which, why, who approved it, until when."
     ),
     "app_gates_timeout": Variable("int", 60, "Seconds that all of app_gates may take together."),
+    "app_watch": Variable("dict", {}, "After the switch: how long to watch, how often, what triggers."),
     "app_url": Variable("str", "", "Public address of the application."),
     "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
     "app_adopt": Variable("dict", {}, "Present installation to take over: path, service, environment_file."),
@@ -160,6 +161,8 @@ ENGINES = {
 }
 ARCHIVE = {"path": "str", "sha256": "str"}
 ADOPT = {"path": "str", "service": "str", "environment_file": "str", "socket": "str"}
+# Numbers; how small each may be is said by the watch itself.
+WATCH = ("duration", "interval", "initial_delay", "timeout", "failures", "unknowns")
 WEB_SERVER = {"kind": "str", "listen": "str", "server_names": "list"}
 SERVICE = {
     "name": "str",
@@ -342,6 +345,11 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
     errors += _keys("app_adopt", values["app_adopt"], ADOPT)
     if values["app_adopt"] and not values["app_adopt"].get("service"):
         errors.append("app_adopt has no service: name the unit that runs the application today.")
+    for key, value in values["app_watch"].items():
+        if key not in WATCH:
+            errors.append(f"app_watch.{key} is not known: {nearest(str(key), WATCH)}")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            errors.append(f"app_watch.{key} must be a number of at least 0, found {value!r}.")
     errors += _keys(
         "app_web_server",
         {k: str(v) if k == "listen" else v for k, v in values["app_web_server"].items()},

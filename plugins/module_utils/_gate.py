@@ -138,7 +138,7 @@ def until(
             # Less than any attempt has taken: it would only fail for want of time.
             break
         attempts += 1
-        last = gate_result(_bounded(probe, left))
+        last = gate_result(once(probe, left))
         over = clock() - begun > deadline
         quickest = min(quickest or deadline, clock() - asked)
         if not last["passed"]:
@@ -178,8 +178,11 @@ def until(
     }
 
 
-def _bounded(probe: Callable[[float], Sequence[dict[str, Any]]], left: float) -> Sequence[dict[str, Any]]:
-    """Return what *probe* answers within *left* seconds, else one inconclusive check."""
+def once(probe: Callable[[float], Sequence[dict[str, Any]]], left: float) -> Sequence[dict[str, Any]]:
+    """Ask *probe* once; return what it answers within *left* seconds, else one inconclusive check.
+
+    :raises Exception: what *probe* raises.
+    """
     answers: list[Sequence[dict[str, Any]]] = []
     errors: list[BaseException] = []
 

@@ -8,14 +8,13 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, PASS, until
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, open_journal
-from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers, waive
+from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers, today, waive
 
 # Options of every gate; documented by the fragment `gate`.
 GATE_OPTIONS: dict[str, Any] = {
@@ -82,13 +81,12 @@ def conduct(
     :raises Problem: when the gate does not pass.
     """
     waivers = parse_waivers(options["waivers"])
-    today = datetime.datetime.now(datetime.timezone.utc).date()
     with (
         journal_of(options, check_mode, secrets) as journal,
         journal.phase(options["phase"]) as entry,
     ):
         gate = until(
-            lambda left: waive(probe(left), waivers, today),
+            lambda left: waive(probe(left), waivers, today()),
             successes=options["successes"],
             interval=options["interval"],
             deadline=options["deadline"],

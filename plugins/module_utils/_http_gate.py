@@ -8,7 +8,6 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,7 +31,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
-from ansible_collections.runbook.deploy.plugins.module_utils._waivers import Waiver, parse_waivers, waive
+from ansible_collections.runbook.deploy.plugins.module_utils._waivers import (
+    Waiver,
+    parse_waivers,
+    today,
+    waive,
+)
 
 # The options of the module http_gate and of its action, and what holds between them.
 OPTIONS: dict[str, Any] = {
@@ -110,7 +114,6 @@ def run_gate(
     :raises Problem: when a placeholder or a secret has no value, or a number makes no sense.
     """
     begun = time.monotonic()
-    today = datetime.datetime.now(datetime.timezone.utc).date()
     values = Values(placeholders, secrets)
     for check in [*checks, *(step for flow in flows for step in flow.steps)]:
         verify_placeholders(check, values)
@@ -132,7 +135,7 @@ def run_gate(
             found = run_checks(
                 checks, target, placeholders=placeholders, secrets=secrets, timeout=timeout, deadline=left
             )
-            return waive(told_from_before(checks, found, before), waivers, today)
+            return waive(told_from_before(checks, found, before), waivers, today())
 
         gate = until(probe, successes=successes, interval=interval, deadline=deadline, patience=patience)
     if flows and (gate["passed"] or not checks):
@@ -143,7 +146,7 @@ def run_gate(
 
         names = [(flow.name, flow.severity) for flow in flows]
         done = in_parallel([task(flow) for flow in flows], names, limit)
-        gate = {**gate, **gate_result([*gate["checks"], *waive(done, waivers, today)])}
+        gate = {**gate, **gate_result([*gate["checks"], *waive(done, waivers, today())])}
         gate["reason"] = "" if gate["passed"] else "A flow is done once and not tried again."
     elif flows:
         not_asked += [flow.name for flow in flows]

@@ -53,24 +53,29 @@ def _parse(item: Any, where: str) -> Waiver:
     return Waiver(str(item["check"]), str(item["reason"]), str(item["approver"]), until)
 
 
+def today() -> datetime.date:
+    """Return the day in UTC: the same on every host, whatever its time zone."""
+    return datetime.datetime.now(datetime.timezone.utc).date()
+
+
 def waive(
-    checks: Sequence[dict[str, Any]], waivers: Sequence[Waiver], today: datetime.date
+    checks: Sequence[dict[str, Any]], waivers: Sequence[Waiver], day: datetime.date
 ) -> list[dict[str, Any]]:
     """Return *checks*; those that did not pass and are waived have ``waived`` and stop nothing.
 
     A waiver whose last day is over is told in the message, and changes nothing else.
 
-    :param checks: as ``_gate.check_result`` returns them; :param today: the day in UTC.
+    :param checks: as ``_gate.check_result`` returns them; :param day: see :func:`today`.
     """
     # Of several for one check the one that holds longest.
     chosen = {waiver.check: waiver for waiver in sorted(waivers, key=lambda waiver: waiver.until)}
-    return [_waived(check, chosen.get(check["name"]), today) for check in checks]
+    return [_waived(check, chosen.get(check["name"]), day) for check in checks]
 
 
-def _waived(check: dict[str, Any], waiver: Waiver | None, today: datetime.date) -> dict[str, Any]:
+def _waived(check: dict[str, Any], waiver: Waiver | None, day: datetime.date) -> dict[str, Any]:
     if waiver is None or check["verdict"] == PASS:
         return check
-    if today > waiver.until:
+    if day > waiver.until:
         return {
             **check,
             "message": f"{check['message']} Its waiver by {waiver.approver} ended on {waiver.until}.",
