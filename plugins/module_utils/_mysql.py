@@ -15,16 +15,10 @@ import re
 import secrets
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._command import (
-    base_environment,
-    end_group,
-    identity,
-)
 from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     ALEMBIC,
     SCRATCH_NOTE,
@@ -44,10 +38,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client impor
     version,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_dump import (
-    CHUNK,
     TRAILER,
     Counter,
+    feed,
     packing,
+    quiet,
+    receive,
     unpacked,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -130,7 +126,7 @@ class Mysql(Engine):
         """Return the engine of each ordinary table."""
         found = (client or self.client).rows(
             {"n": "TABLE_NAME", "e": "ENGINE"},
-            "FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE' ORDER BY TABLE_NAME",
+            "FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') ORDER BY TABLE_NAME",
             database,
         )
         return {row["n"]: row["e"] or "" for row in found}
@@ -206,8 +202,9 @@ class Mysql(Engine):
                 f"SELECT JSON_OBJECT('t', {literal(name)}, 'n', COUNT(*)) FROM {identifier(name)}"
                 for name in names[start : start + 100]
             ]
-
-            for line in self.client.statements(parts, database).splitlines():
+            for line in self.client.statements(parts, database).split("\n"):
+                if not line.strip():
+                    continue
                 row = json.loads(line)
                 result[row["t"]] = row["n"]
         return result
@@ -283,7 +280,8 @@ class Mysql(Engine):
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with self.maker.options() as options, packing(target, handle) as packed:
-                errors = self._stream(self.dump_command(options, self.client.name, *more), counter, packed)
+                command = self.dump_command(options, self.client.name, *more)
+                errors = receive(command, self.maker.login.os_user, counter, packed)
             os.fsync(handle)
         except OSError as error:
             raise Problem(
@@ -299,33 +297,6 @@ class Mysql(Engine):
                 f"changed; {advice(said)}.",
                 "\n".join(errors.splitlines()[-20:]),
             )
-
-    def _stream(self, argv: list[str], counter: Counter, packed: BinaryIO) -> str:
-        """Run *argv*, write its output to *packed*, line by line through *counter*; return its errors, "" for success."""
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                argv,
-                cwd="/",
-                env=base_environment(self.maker.login.os_user),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                bufsize=CHUNK,
-                start_new_session=True,
-                **identity(self.maker.login.os_user),
-            )
-            try:
-                for line in process.stdout:
-                    counter.line(line)
-                    packed.write(line)
-                code = process.wait()
-            finally:
-                if process.poll() is None:
-                    end_group(process)
-                process.stdout.close()
-            errors.seek(0)
-            said = errors.read().decode(errors="replace")
-        return "" if code == 0 else said or f"it ended with exit code {code}"
 
     def contents(self, dump: Path, framework: str, *, integrity_check: bool) -> Contents:
         """See :meth:`Engine.contents`: of the dump that this object has just made."""
@@ -404,8 +375,8 @@ class Mysql(Engine):
         user, _at, host = self.client.value("SELECT CURRENT_USER()").rpartition("@")
         return f"{literal(user)}@{literal(host)}"
 
-    def load(self, dump: Path, name: str) -> None:
-        """Restore *dump* into the empty database *name*.
+    def load(self, dump: Path, name: str) -> set[bytes]:
+        """Restore *dump* into the empty database *name*; its events are disabled, and those that were not are returned.
 
         :raises Problem: at the first error.
         """
@@ -413,15 +384,17 @@ class Mysql(Engine):
             raise Problem(
                 f"A backup is never restored into the live database {name}: this is an error of the collection, report it."
             )
+        silenced: set[bytes] = set()
         with self.maker.options() as options:
             argv = [
                 tool("mariadb", "mysql"),
                 options,
                 "--default-character-set=utf8mb4",
+                "--comments",
                 "--init-command=SET SESSION unique_checks=0",
                 name,
             ]
-            errors = self._feed(argv, unpacked(dump))
+            errors = feed(argv, self.maker.login.os_user, quiet(unpacked(dump), silenced))
         if errors:
             said = first_error(errors)
             raise Problem(
@@ -429,33 +402,7 @@ class Mysql(Engine):
                 f"{said.rstrip('.')}; the live database was not touched; {advice(said)}.",
                 "\n".join(errors.splitlines()[-20:]),
             )
-
-    def _feed(self, argv: list[str], lines: Iterable[bytes]) -> str:
-        """Run *argv* with *lines* as its input; return its errors, "" for success."""
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                argv,
-                cwd="/",
-                env=base_environment(self.maker.login.os_user),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                bufsize=CHUNK,
-                start_new_session=True,
-                **identity(self.maker.login.os_user),
-            )
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    for line in lines:
-                        process.stdin.write(line)
-                    process.stdin.close()
-                code = process.wait()
-            finally:
-                if process.poll() is None:
-                    end_group(process)
-            errors.seek(0)
-            said = errors.read().decode(errors="replace")
-        return "" if code == 0 else said or f"ERROR: it ended with exit code {code}"
+        return silenced
 
     def run_sql(self, sql: bytes, name: str) -> None:
         """Run the script *sql*, as a dump holds it, in the database *name*.
@@ -463,10 +410,8 @@ class Mysql(Engine):
         :raises Problem: at the first error.
         """
         with self.maker.options() as options:
-            errors = self._feed(
-                [tool("mariadb", "mysql"), options, "--default-character-set=utf8mb4", name],
-                sql.splitlines(keepends=True),
-            )
+            argv = [tool("mariadb", "mysql"), options, "--default-character-set=utf8mb4", "--comments", name]
+            errors = feed(argv, self.maker.login.os_user, sql.splitlines(keepends=True))
         if errors:
             raise self.maker.problem(name, errors)
 

@@ -139,7 +139,7 @@ class Client:
         """
         pairs = ", ".join(f"{literal(name)}, {expression}" for name, expression in columns.items())
         out = self.statements([f"SELECT JSON_OBJECT({pairs}) {rest}"], database)
-        return [json.loads(line, strict=False) for line in out.splitlines() if line.strip()]
+        return [json.loads(line, strict=False) for line in out.split("\n") if line.strip()]
 
     def value(self, sql: str, database: str | None = None) -> str:
         """Return the only value that *sql* answers with."""

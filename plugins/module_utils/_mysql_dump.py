@@ -15,10 +15,15 @@ import re
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ansible_collections.runbook.deploy.plugins.module_utils._command import (
+    base_environment,
+    end_group,
+    identity,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._database import Damaged
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client import first_error, tool
 
@@ -26,6 +31,10 @@ CHUNK = 1 << 20
 TRAILER = b"-- Dump completed"
 INSERT = re.compile(
     rb"^(?:INSERT|REPLACE) (?:IGNORE )?INTO `((?:[^`]|``)+)`(?: \((?:`(?:[^`]|``)*`(?:, ?)?)*\))? VALUES"
+)
+# How a dump begins an event that the server runs by itself; the state is what the server writes after the schedule.
+EVENT = re.compile(
+    rb"^(/\*!\d+ CREATE\*/ /\*!\d+ DEFINER=.*?\*/ /\*!\d+ EVENT `((?:[^`]|``)+)` ON SCHEDULE .*? ON COMPLETION (?:NOT )?PRESERVE) (ENABLE|DISABLE) "
 )
 STRING = re.compile(rb"'(?:[^'\\]|\\.|'')*'", re.DOTALL)
 
@@ -40,9 +49,15 @@ class Counter:
         self.counts: dict[str, int] = {}
         self.table: str | None = None
         self.complete = False
+        self.in_body = False
 
     def line(self, line: bytes) -> None:
         """Take the next *line*."""
+        if line.startswith(b"DELIMITER "):
+            # Between two of these stands the body of a trigger, routine or event, with whatever lines its author wrote.
+            self.in_body = line.strip() != b"DELIMITER ;"
+        if self.in_body:
+            return
         if self.table is None:
             if line.startswith(b"CREATE TABLE `"):
                 # A table without rows has no INSERT.
@@ -58,6 +73,25 @@ class Counter:
         self.counts[self.table] = self.counts.get(self.table, 0) + bare.count(b"(")
         if bare.rstrip().endswith(b";"):
             self.table = None
+
+
+def quiet(lines: Iterable[bytes], silenced: set[bytes]) -> Iterator[bytes]:
+    """Yield *lines* with events disabled, their quoted names added to *silenced*: an event of a copy may change the live database."""
+    for line in lines:
+        found = EVENT.match(line)
+        if found and found.group(3) == b"ENABLE":
+            silenced.add(found.group(2))
+            line = found.group(1) + b" DISABLE " + line[found.end() :]
+        yield line
+
+
+def awake(lines: Iterable[bytes], silenced: set[bytes]) -> Iterator[bytes]:
+    """Yield *lines* with the events in *silenced* enabled: what :func:`quiet` did, undone."""
+    for line in lines:
+        found = EVENT.match(line)
+        if found and found.group(2) in silenced:
+            line = found.group(1) + b" ENABLE " + line[found.end() :]
+        yield line
 
 
 @contextlib.contextmanager
@@ -132,3 +166,59 @@ def unpacked(dump: Path) -> Iterator[bytes]:
             raise Damaged(
                 f"The dump {dump} cannot be read whole: {said.rstrip('.')}; check the disk, and take the backup again."
             )
+
+
+def receive(argv: list[str], user: str | None, counter: Counter, packed: BinaryIO) -> str:
+    """Run *argv* as *user*, write its output to *packed*, line by line through *counter*; return its errors, "" for success."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            argv,
+            cwd="/",
+            env=base_environment(user),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=CHUNK,
+            start_new_session=True,
+            **identity(user),
+        )
+        try:
+            for line in process.stdout:
+                counter.line(line)
+                packed.write(line)
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                end_group(process)
+            process.stdout.close()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    return "" if code == 0 else said or f"it ended with exit code {code}"
+
+
+def feed(argv: list[str], user: str | None, lines: Iterable[bytes]) -> str:
+    """Run *argv* as *user* with *lines* as its input; return its errors, "" for success."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            argv,
+            cwd="/",
+            env=base_environment(user),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            bufsize=CHUNK,
+            start_new_session=True,
+            **identity(user),
+        )
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                for line in lines:
+                    process.stdin.write(line)
+                process.stdin.close()
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                end_group(process)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    return "" if code == 0 else said or f"ERROR: it ended with exit code {code}"

@@ -32,9 +32,16 @@ BYTES = (
     "bit",
     "geometry",
     "point",
+    "linestring",
     "polygon",
+    "multipoint",
+    "multilinestring",
+    "multipolygon",
+    "geometrycollection",
+    "geomcollection",
+    "vector",
 )
-TABLES = "FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE' ORDER BY TABLE_NAME"
+TABLES = "FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') ORDER BY TABLE_NAME"
 
 
 def columns_of(client: Client, database: str, table: str) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -30,6 +30,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql import Mysql
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client import identifier, tool
+from ansible_collections.runbook.deploy.plugins.module_utils._mysql_dump import awake, quiet
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_losses import losses
 from ansible_collections.runbook.deploy.plugins.module_utils._openers import Opener
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -50,6 +51,7 @@ class MysqlRestorer(Restorer):
         super().__init__(engine)
         self.live = engine.client.name
         self.staged: str | None = None
+        self.silenced: set[bytes] = set()
         self.framework = "none"
         self.notes: Path | None = None
 
@@ -91,15 +93,35 @@ class MysqlRestorer(Restorer):
         """Make again what the swap of *notes* had dropped, where the tables are now; half a swap is undone."""
         maker, kept = self.engine.maker, str(swap["kept"])
         former = self._exists(kept) and bool(self.engine.tables(kept, maker))
-        if former and not self.engine.tables(self.live, maker):
+        if former and not self._is_exchanged(swap):
+            strange = sorted(self.engine.tables(self.live, maker))
+            if strange:
+                raise Problem(
+                    f"While a restore had moved the tables of {self.live} to {kept}, somebody made others in their place "
+                    f"({', '.join(strange[:5])}): stop what makes tables when it starts, drop these, and start the restore again."
+                )
             self._rename(kept, self.live)
             former = False
         scripts = [(self.live, "staged.sql"), (kept, "live.sql")] if former else [(self.live, "live.sql")]
         for place, script in scripts:
             self._drop_extras(place)
-            self.engine.run_sql((notes / script).read_bytes(), place)
+            self._run_script(notes / script, place)
         if not former and self._exists(kept):
             self.engine.drop(kept)
+
+    def _is_exchanged(self, swap: Mapping[str, Any]) -> bool:
+        """Return whether the live tables are those of the backup: it was noted, or the staged database has none left."""
+        staged = str(swap["staged"])
+        return bool(swap.get("exchanged")) or (
+            self._exists(staged) and not self.engine.tables(staged, self.engine.maker)
+        )
+
+    def _run_script(self, script: Path, place: str) -> None:
+        """Run *script* in the database *place*; events run in the live database only."""
+        text = script.read_bytes()
+        if place != self.live:
+            text = b"".join(quiet(text.splitlines(keepends=True), set()))
+        self.engine.run_sql(text, place)
 
     def _exists(self, name: str) -> bool:
         rows = self.engine.maker.rows({"n": "SCHEMA_NAME"}, "FROM information_schema.SCHEMATA", "")
@@ -112,7 +134,7 @@ class MysqlRestorer(Restorer):
             self.notes = dump.parents[1] / NOTES
             self.staged = self.names("restore")
             self.engine.create(self.staged)
-            self.engine.load(dump, self.staged)
+            self.silenced = self.engine.load(dump, self.staged)
         return self.staged
 
     def staged_differences(self, staged: Any, manifest: Mapping[str, Any]) -> list[str]:
@@ -155,26 +177,36 @@ class MysqlRestorer(Restorer):
         engine = self.engine
         self.notes.mkdir(mode=0o700, exist_ok=True)
         for script, name in (("live.sql", self.live), ("staged.sql", self.staged)):
-            write_atomic(self.notes / script, self._extras(name).decode("utf-8", "surrogateescape"), 0o600)
+            lines = self._extras(name).splitlines(keepends=True)
+            text = b"".join(awake(lines, self.silenced if name == self.staged else set()))
+            write_atomic(self.notes / script, text.decode("utf-8", "surrogateescape"), 0o600)
         engine.create(kept)
-        write_json(self.notes / "swap.json", {"kept": kept, "staged": self.staged}, 0o600)
-        self._drop_extras(self.live)
-        self._drop_extras(self.staged)
-        # Two steps: between them nobody can write to either, so that the count is final. Whoever comes then is refused.
-        self._rename(self.live, kept)
-        again = losses(engine.maker, kept, self.staged, self.framework)
-        if again and again != lost and not consent:
-            self._rename(kept, self.live)
-            engine.run_sql((self.notes / "live.sql").read_bytes(), self.live)
-            engine.run_sql((self.notes / "staged.sql").read_bytes(), self.staged)
-            shutil.rmtree(self.notes, ignore_errors=True)
-            engine.drop(kept)
-            return False, None, []
-        self._rename(self.staged, self.live)
-        engine.run_sql((self.notes / "staged.sql").read_bytes(), self.live)
+        note = {"kept": kept, "staged": self.staged}
+        write_json(self.notes / "swap.json", note, 0o600)
+        try:
+            self._drop_extras(self.live)
+            self._drop_extras(self.staged)
+            # Two steps: between them nobody can write to either, so that the count is final. Whoever comes then is refused.
+            self._rename(self.live, kept)
+            again = losses(engine.maker, kept, self.staged, self.framework)
+            if again and again != lost and not consent:
+                self._heal(self.notes, note)
+                self._run_script(self.notes / "staged.sql", self.staged)
+                shutil.rmtree(self.notes, ignore_errors=True)
+                return False, None, []
+            self._rename(self.staged, self.live)
+        except BaseException:
+            # Without its tables the live database is of no use to anybody; what fails here as well, the next restore heals.
+            with contextlib.suppress(Problem, OSError):
+                if not self._is_exchanged(note):
+                    self._heal(self.notes, note)
+                    shutil.rmtree(self.notes, ignore_errors=True)
+            raise
+        write_json(self.notes / "swap.json", {**note, "exchanged": True}, 0o600)
+        self._run_script(self.notes / "staged.sql", self.live)
         lost.clear()
         lost.update(again)
-        engine.run_sql((self.notes / "live.sql").read_bytes(), kept)
+        self._run_script(self.notes / "live.sql", kept)
         shutil.rmtree(self.notes, ignore_errors=True)
         engine.drop(self.staged)
         self.staged = None
@@ -185,10 +217,18 @@ class MysqlRestorer(Restorer):
         maker = self.engine.maker
         parts = [
             f"{identifier(source)}.{identifier(table)} TO {identifier(target)}.{identifier(table)}"
-            for table in self.engine.tables(source, maker)
+            for table in [*self.engine.tables(source, maker), *self._sequences(source)]
         ]
         if parts:
             maker.statements(["SET SESSION foreign_key_checks = 0", f"RENAME TABLE {', '.join(parts)}"], "")
+
+    def _sequences(self, name: str) -> list[str]:
+        rows = self.engine.maker.rows(
+            {"n": "TABLE_NAME"},
+            "FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'SEQUENCE'",
+            name,
+        )
+        return [row["n"] for row in rows]
 
     def _views(self, name: str) -> list[str]:
         rows = self.engine.maker.rows(

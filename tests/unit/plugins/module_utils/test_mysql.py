@@ -58,9 +58,22 @@ SCHEMA = (
     "CREATE VIEW few AS SELECT * FROM note WHERE id < 10",
     "CREATE TRIGGER loud BEFORE INSERT ON note FOR EACH ROW SET NEW.body = upper(NEW.body)",
     "CREATE PROCEDURE one() SELECT 1",
+    "CREATE PROCEDURE two() BEGIN\nINSERT INTO `plain` VALUES ('y');\n-- Dump completed\nEND",
+    "CREATE TABLE past (id int PRIMARY KEY) WITH SYSTEM VERSIONING",
+    "INSERT INTO past VALUES (1)",
+    "CREATE SEQUENCE numbers",
+    "SELECT nextval(numbers)",
     "CREATE EVENT tick ON SCHEDULE EVERY 1 DAY DO DELETE FROM plain WHERE words = 'never'",
 )
-COUNTS = {"child": 1, "django_migrations": 2, "note": 500, "nothing": 0, "odd `name (x)": 1, "plain": 2}
+COUNTS = {
+    "child": 1,
+    "django_migrations": 2,
+    "note": 500,
+    "nothing": 0,
+    "odd `name (x)": 1,
+    "past": 1,
+    "plain": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +198,8 @@ def test_the_scratch_is_left_for_the_new_code_and_found_by_its_note(layout: Layo
     assert taken.scratch["name"] in databases(server)
     assert PASSWORD not in json.dumps(taken.scratch)
     assert as_app(server, "SELECT count(*) FROM note", database=taken.scratch["name"]) == [(500,)]
+    # An event of a copy would run beside the live one, and may name the live database.
+    assert events(server, taken.scratch["name"]) == {"tick": "DISABLED"}
     _backup.forget_scratch(engine_for(server), layout.scratch / SCRATCH)
     assert databases(server) == ["shop"]
     assert leftovers(layout) == ["b1"]
@@ -351,14 +366,21 @@ LOST = {
 }
 
 
+def events(server: Server, database: str) -> dict[str, str]:
+    rows = server.sql(
+        f"SELECT event_name, status FROM information_schema.events WHERE event_schema = '{database}'", None
+    )
+    return {row[0]: row[1] for row in rows}
+
+
 def check_restored(server: Server) -> None:
     """Everything of the backup is there, and nothing of what came later."""
     assert as_app(server, "SELECT count(*) FROM note") == [(500,)]
-    tables = {row[0] for row in server.sql("SHOW FULL TABLES WHERE Table_type = 'BASE TABLE'")}
-    assert tables == set(COUNTS)
+    tables = {row[0] for row in server.sql("SHOW FULL TABLES WHERE Table_type <> 'VIEW'")}
+    assert tables == {*COUNTS, "numbers"}
     assert as_app(server, "SELECT count(*) FROM few") == [(9,)]
     assert as_app(server, "CALL one()") == [(1,)]
-    assert [row[1] for row in server.sql("SHOW EVENTS")] == ["tick"]
+    assert events(server, "shop") == {"tick": "ENABLED"}
     as_app(server, "INSERT INTO note (id, body) VALUES (9999, 'loud')")
     assert as_app(server, "SELECT body FROM note WHERE id = 9999") == [("LOUD",)]
     # The foreign key leads into the live database, not to where the table came from.
@@ -385,6 +407,7 @@ def test_a_restore_keeps_everything_that_was_there(layout: Layout, server: Serve
     # What was lost is in the kept database with its triggers and views, and in the safety backup.
     assert as_app(server, "SELECT count(*) FROM later", database=answer["kept"]) == [(1,)]
     assert as_app(server, "SELECT count(*) FROM few", database=answer["kept"]) == [(9,)]
+    assert events(server, answer["kept"]) == {"tick": "DISABLED"}
     manifest = json.loads((layout.backup(answer["safety"]) / "manifest.json").read_text())
     assert manifest["counts"]["note"] == 501
     assert databases(server) == sorted(["shop", answer["kept"]])
@@ -458,6 +481,61 @@ def test_what_is_written_after_the_count_needs_consent_too(
     assert as_app(server, "SELECT count(*) FROM note") == [(501,)]
     assert as_app(server, "SELECT count(*) FROM few") == [(9,)]
     assert [row[0] for row in server.sql("SHOW TRIGGERS")] == ["loud"]
+
+
+@pytest.mark.parametrize("step", ["_drop_extras", "_rename", "losses"])
+def test_a_fault_between_the_renames_leaves_the_live_database_as_it_was(
+    layout: Layout, server: Server, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(layout, server)
+    as_app(server, *CHANGES)
+    place: Any = swapping if step == "losses" else swapping.MysqlRestorer
+    original = getattr(place, step)
+    calls = []
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(step)
+        if len(calls) == 2:
+            raise Problem("A lock was not given.")
+        return original(*arguments)
+
+    monkeypatch.setattr(place, step, fail)
+    with pytest.raises(Problem, match="A lock was not given"):
+        restore(layout, server, consent=True)
+    assert databases(server) == ["shop"]
+    assert as_app(server, "SELECT count(*) FROM note") == [(501,)]
+    assert as_app(server, "SELECT count(*) FROM few") == [(9,)]
+    assert [row[0] for row in server.sql("SHOW TRIGGERS")] == ["loud"]
+    assert events(server, "shop") == {"tick": "ENABLED"}
+    assert not (layout.backups / swapping.NOTES).exists()
+    monkeypatch.setattr(place, step, original)
+    restore(layout, server, consent=True)
+    check_restored(server)
+
+
+def test_tables_that_somebody_made_meanwhile_are_named_and_nothing_is_lost(
+    layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(layout, server)
+    as_app(server, *CHANGES)
+    rename = swapping.MysqlRestorer._rename
+
+    def make(self: Any, source: str, target: str) -> None:
+        if target == "shop":
+            as_app(server, "CREATE TABLE IF NOT EXISTS note (mine int)")
+        rename(self, source, target)
+
+    monkeypatch.setattr(swapping.MysqlRestorer, "_rename", make)
+    with pytest.raises(Problem):
+        restore(layout, server, consent=True)
+    monkeypatch.setattr(swapping.MysqlRestorer, "_rename", rename)
+    with pytest.raises(Problem, match=r"made others in their place \(note\)"):
+        restore(layout, server, consent=True)
+    as_app(server, "DROP TABLE note")
+    restore(layout, server, consent=True)
+    check_restored(server)
+    kept = [name for name in databases(server) if "_broken_" in name]
+    assert as_app(server, "SELECT count(*) FROM later", database=kept[0]) == [(1,)]
 
 
 @pytest.mark.parametrize(
