@@ -45,7 +45,7 @@ def check_result(
     :param severity: ``critical``, ``degraded`` or ``minor``.
     :param message: one sentence for the operator; "" for a check that passed.
     :param seconds: how long the check took.
-    :param extra: further keys, such as ``repeat``.
+    :param extra: further keys, such as ``repeat``; ``final=True`` says that asking again would change nothing.
     :raises ValueError: for a verdict or severity outside the contract: a typing error must never pass.
     """
     if verdict not in VERDICTS:
@@ -145,6 +145,8 @@ def until(
             streak = 0
             # What the deadline cut short says less than an attempt that was whole.
             wrong = wrong if wrong is not None and over else last
+            if final(last):
+                break
             if patience is not None and last["verdict"] == FAIL and clock() - begun >= patience:
                 deadline = patience
                 break
@@ -156,10 +158,10 @@ def until(
     answer, reason = last, ""
     if streak < successes and wrong is not None:
         answer = wrong
-        # Of one attempt that had no second there is nothing to say but what it found.
+        # Of one attempt that had no second, or of what is not asked again, there is nothing to say but what it found.
         reason = (
             f"It did not pass {successes} times in a row within {deadline:g} s ({attempts} attempts)."
-            if attempts > 1 or successes > 1
+            if (attempts > 1 or successes > 1) and not final(wrong)
             else ""
         )
     elif streak < successes:
@@ -176,6 +178,16 @@ def until(
         "seconds": round(clock() - begun, 3),
         "reason": reason,
     }
+
+
+def final(gate: dict[str, Any]) -> bool:
+    """Return whether asking again would change nothing: what keeps *gate* from passing is ``final``.
+
+    A command is run once, because it may write.
+    """
+    wrong = [check for check in gate["checks"] if check["verdict"] != PASS]
+    critical = [check for check in wrong if check["severity"] == "critical"]
+    return bool(wrong) and all(check.get("final") for check in critical or wrong)
 
 
 def once(probe: Callable[[float], Sequence[dict[str, Any]]], left: float) -> Sequence[dict[str, Any]]:

@@ -60,7 +60,10 @@ def json_conditions(value: Any, where: str) -> dict[str, Any]:
     """Return a mapping of JSON paths to what is expected there."""
     found = mapping(value, where)
     for path, expected in found.items():
-        parse_path(path)
+        try:
+            parse_path(path)
+        except Problem as problem:
+            raise Problem(f"{where}: {problem.message}") from problem
         parse_condition(expected, f"{where}[{path!r}]")
     return found
 

@@ -11,7 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, PASS, until
+from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
+    INCONCLUSIVE,
+    PASS,
+    gate_result,
+    until,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, open_journal
 from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers, today, waive
@@ -31,6 +36,28 @@ GATE_OPTIONS: dict[str, Any] = {
 EVIDENCE_LINES = 20
 # Of the checks that did not pass, in the one sentence; the others are in the answer.
 TOLD = 3
+
+
+class Probe:
+    """What a gate's ``prober`` returns where it may leave something out: called with the seconds left, as ``_gate.until`` does.
+
+    :param ask: the same call; :param not_asked: names of the checks that are left out, in check mode.
+    :param anything: whether a check remains that is asked.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[float], Sequence[dict[str, Any]]],
+        not_asked: Iterable[str] = (),
+        anything: bool = True,
+    ) -> None:
+        self.ask = ask
+        self.not_asked = list(not_asked)
+        self.anything = anything
+
+    def __call__(self, left: float) -> Sequence[dict[str, Any]]:
+        """Ask."""
+        return self.ask(left)
 
 
 def sentence(gate: Mapping[str, Any], place: str) -> str:
@@ -77,21 +104,30 @@ def conduct(
 ) -> dict[str, Any]:
     """Ask *probe* as *options* say (see ``GATE_OPTIONS``), keep the journal, and return the gate.
 
-    :param probe: as in :func:`_gate.until`; :param place: what the gate is on, in words.
+    :param probe: as in :func:`_gate.until`, or a :class:`Probe`; :param place: what the gate is on, in words.
+    :return: the gate; of a :class:`Probe` with ``not_asked``, the names of what is left out in check mode.
     :raises Problem: when the gate does not pass.
     """
+    not_asked = list(getattr(probe, "not_asked", ()))
+    nothing = bool(not_asked) and not getattr(probe, "anything", True)
     waivers = parse_waivers(options["waivers"])
     with (
         journal_of(options, check_mode, secrets) as journal,
         journal.phase(options["phase"]) as entry,
     ):
-        gate = until(
-            lambda left: waive(probe(left), waivers, today()),
-            successes=options["successes"],
-            interval=options["interval"],
-            deadline=options["deadline"],
-            patience=options["patience"],
-        )
+        if nothing:
+            reason = "Nothing of it is asked in check mode."
+            gate = {**gate_result([]), "attempts": 0, "streak": 0, "seconds": 0.0, "reason": reason}
+        else:
+            gate = until(
+                lambda left: waive(probe(left), waivers, today()),
+                successes=options["successes"],
+                interval=options["interval"],
+                deadline=options["deadline"],
+                patience=options["patience"],
+            )
+        if isinstance(probe, Probe):
+            gate["not_asked"] = not_asked
         entry["gate"] = gate
-        require_passed(gate, place, options["on_no_data"], warn)
+        require_passed(gate, place, options["on_no_data"], warn, nothing)
     return gate
