@@ -63,11 +63,15 @@ image: $(READY) ## the image of the test hosts
 molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for another than default
 	@mkdir -p build/reports
 	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
-	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql)
+	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql --exclude mariadb)
 
 .PHONY: test-postgresql
 test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults
 	$(MAKE) molecule SCENARIO=postgresql
+
+.PHONY: test-mariadb
+test-mariadb: ## a host with a MariaDB server, an application with Alembic and constant writers: upgrades, restores
+	$(MAKE) molecule SCENARIO=mariadb
 
 .PHONY: guards test-guards
 guards: ## the scenario guards in short: a refusal, a lost host, a killed run, an archive, an adoption, on two hosts

@@ -35,8 +35,10 @@ class Machine:
         stage: str = "test",
         service: str = "web",
         workers: int = 2,
+        health: str = "/healthz/",
     ) -> None:
         self.name = name
+        self.health = health
         self.inventories = inventories
         document = yaml.safe_load(inventories[0].read_text(encoding="utf-8"))
         hosts: dict[str, Any] = {}
@@ -144,8 +146,8 @@ class Machine:
     def wrong(self, tag: str) -> list[str]:
         """What contradicts that exactly one instance of the release of `tag` serves; nothing when it does."""
         commit = self.commit(tag)
-        answers = [self.ask("/healthz/") for _number in range(6)]
-        bad = [f"/healthz/: {answer.status} {answer.error}" for answer in answers if answer.status != 200]
+        answers = [self.ask(self.health) for _number in range(6)]
+        bad = [f"{self.health}: {answer.status} {answer.error}" for answer in answers if answer.status != 200]
         if bad:
             return bad[:1]
         health = json.loads(answers[0].body)
@@ -161,7 +163,8 @@ class Machine:
             }.items()
             if json.loads(answer.body)[name] != wanted
         ]
-        wrong += [f"the page of {answer.version!r}" for answer in answers if answer.version != tag]
+        pages = [self.ask("/").version, *(answer.version for answer in answers if answer.version)]
+        wrong += [f"the page of {version!r}" for version in pages if version != tag]
         deployment, release = health["deployment"], health["release"]
         if not release.startswith(commit[:12]):
             wrong.append(f"release {release} is not of commit {commit[:12]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -29,13 +30,18 @@ class Answer:
     @property
     def version(self) -> str:
         """The version that answered, in the application's own words."""
-        return self.headers.get("x-goexplorer-version", "")
+        titled = re.search(rb"<h1>Leadbook (\S+)</h1>", self.body)
+        return titled.group(1).decode() if titled else self.headers.get("x-goexplorer-version", "")
 
 
-def ask(address: str, path: str, method: str = "GET", body: Any = None, host: str = "") -> Answer:
+def ask(
+    address: str, path: str, method: str = "GET", body: Any = None, host: str = "", token: str = ""
+) -> Answer:
     """Send one request over a connection of its own, as a new visitor does; nothing is tried twice."""
     connection = http.client.HTTPConnection(address, 80, timeout=TIMEOUT)
     headers = {"Host": host or address, "Connection": "close"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     if body is not None:
         body = json.dumps(body).encode()
         headers["Content-Type"] = "application/json"

@@ -22,19 +22,58 @@ import select
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
-TABLE = "owner_agreements_agreementrisksignal"
-ANY = f"SELECT id FROM {TABLE} WHERE details LIKE 'writer %' ORDER BY random() LIMIT 1"
 END = "--end--"
-STATEMENTS = {
-    "insert": (
-        f"INSERT INTO {TABLE} (risk_type, severity, details, is_resolved, created_at) "
-        "VALUES ('EXPIRING', 'INFO', 'writer {mark}', false, now())"
+
+
+class Dialect(NamedTuple):
+    """The statements of each kind, what makes the client say END, the error and the number of rows, and what it says for one."""
+
+    statements: dict[str, str]
+    end: str
+    written: list[str]
+
+
+SIGNALS = "owner_agreements_agreementrisksignal"
+SIGNAL = f"SELECT id FROM {SIGNALS} WHERE details LIKE 'writer %' ORDER BY random() LIMIT 1"
+# A subquery on the table that is written has to be a table of its own.
+LEAD = "SELECT id FROM leads WHERE email LIKE 'writer %' AND CHAR_LENGTH(email) < 170 ORDER BY RAND() LIMIT 1"
+DIALECTS = {
+    "psql": Dialect(
+        {
+            "insert": (
+                f"INSERT INTO {SIGNALS} (risk_type, severity, details, is_resolved, created_at) "
+                "VALUES ('EXPIRING', 'INFO', 'writer {mark}', false, now())"
+            ),
+            "update": f"UPDATE {SIGNALS} SET details = details || ' {{mark}}' WHERE id = ({SIGNAL})",
+            "delete": (
+                f"WITH gone AS (DELETE FROM {SIGNALS} WHERE id = ({SIGNAL}) RETURNING details) "
+                "INSERT INTO writer_deletions (details) SELECT details || ' {mark}' FROM gone"
+            ),
+        },
+        f"\\echo {END} :SQLSTATE :ROW_COUNT",
+        ["00000", "1"],
     ),
-    "update": f"UPDATE {TABLE} SET details = details || ' {{mark}}' WHERE id = ({ANY})",
-    "delete": (
-        f"WITH gone AS (DELETE FROM {TABLE} WHERE id = ({ANY}) RETURNING details) "
-        "INSERT INTO writer_deletions (details) SELECT details || ' {mark}' FROM gone"
+    # The first error ends the client, and with it the transaction.
+    "mariadb": Dialect(
+        {
+            "insert": (
+                "INSERT INTO leads (email, company, score, created_at) VALUES ('writer {mark}', 'Writers', 0, NOW()); "
+                "SET @written = ROW_COUNT()"
+            ),
+            "update": (
+                f"UPDATE leads SET email = CONCAT(email, ' {{mark}}') WHERE id = (SELECT id FROM ({LEAD}) AS one); "
+                "SET @written = ROW_COUNT()"
+            ),
+            "delete": (
+                f"START TRANSACTION; SET @gone = ({LEAD}); INSERT INTO writer_deletions (details) "
+                "SELECT CONCAT(email, ' {mark}') FROM leads WHERE id = @gone FOR UPDATE; SET @written = ROW_COUNT(); "
+                "DELETE FROM leads WHERE id = @gone; SET @written = LEAST(@written, ROW_COUNT()); COMMIT"
+            ),
+        },
+        f"SELECT '{END}', 'no error', @written;",
+        ["no", "error", "1"],
     ),
 }
 # More rows come than go.
@@ -42,10 +81,11 @@ ORDER = ("insert", "update", "insert", "update", "delete")
 
 
 class Client:
-    """One process of psql; a statement is acknowledged when it says that one row was written."""
+    """One process of the server's client; a statement is acknowledged when it says that one row was written."""
 
     def __init__(self, command: list[str]) -> None:
         self.command = command
+        self.dialect = DIALECTS[command[0]]
         self.process: subprocess.Popen[str] | None = None
 
     def write(self, statement: str) -> bool:
@@ -59,11 +99,11 @@ class Client:
                 text=True,
             )
         try:
-            self.process.stdin.write(f"{statement};\n\\echo {END} :SQLSTATE :ROW_COUNT\n")
+            self.process.stdin.write(f"{statement};\n{self.dialect.end}\n")
             self.process.stdin.flush()
             for line in self.process.stdout:
                 if line.startswith(END):
-                    return line.split()[1:] == ["00000", "1"]
+                    return line.split()[1:] == self.dialect.written
         except OSError:
             pass
         self.close()
@@ -85,7 +125,7 @@ def main(first: str, pause: str, *command: str) -> None:
             break
         mark = f"s{number}"
         print(f"sent {mark}", flush=True)
-        if client.write(STATEMENTS[kind].format(mark=mark)):
+        if client.write(client.dialect.statements[kind].format(mark=mark)):
             print(f"acknowledged {mark} {kind}", flush=True)
         else:
             time.sleep(0.1)

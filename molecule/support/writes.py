@@ -64,13 +64,17 @@ class Book:
         #: the kind of each acknowledged write, by its mark
         self.acknowledged: dict[str, str] = {}
 
+    def send(self, address: str, text: str) -> Answer:
+        """Have the application insert a row with this text."""
+        body = {"risk_type": "EXPIRING", "severity": "INFO", "details": text}
+        return ask(address, "/signals/report/", "POST", body)
+
     def report(self, address: str) -> Answer:
         """Insert a row through the application."""
         with self._lock:
             mark = f"h{next(self._numbers)}"
             self.sent.add(mark)
-        body = {"risk_type": "EXPIRING", "severity": "INFO", "details": f"{WORD} {mark}"}
-        answer = ask(address, "/signals/report/", "POST", body)
+        answer = self.send(address, f"{WORD} {mark}")
         if answer.status == 201 and "id" in json.loads(answer.body):
             with self._lock:
                 self.acknowledged[mark] = "http"

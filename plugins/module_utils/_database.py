@@ -60,6 +60,18 @@ ADMIN_OPTION: dict[str, Any] = {
     },
 }
 
+# How app_database names a server of this host.
+LOCAL = ("", "localhost", "127.0.0.1", "::1")
+
+
+def place_for(database: Mapping[str, Any], password: str, os_user: str | None) -> Mapping[str, Any]:
+    """Return *database* as one who logs in has to reach it: an operating-system user without a password is known by the
+    local socket alone, also where the application comes by TCP.
+    """
+    if os_user and not password and str(database.get("host") or "") in LOCAL:
+        return {**database, "host": ""}
+    return database
+
 
 class Damaged(Problem):
     """The data itself cannot be trusted, live or copied; no lack of space, rights or patience."""

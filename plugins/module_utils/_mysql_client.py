@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import owner_of
 from ansible_collections.runbook.deploy.plugins.module_utils._command import redact, run
+from ansible_collections.runbook.deploy.plugins.module_utils._database import place_for
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # Seconds for a connection, a statement of ours, and a lock that another session holds.
 CONNECT = 10
+PORT = 3306
 STATEMENT = 600.0
 LOCK_SECONDS = 30
 
@@ -72,8 +74,12 @@ class Client:
 
     def __init__(self, database: Mapping[str, Any], login: Login) -> None:
         self.name = str(database["name"])
-        self.host = str(database.get("host") or "")
-        self.port = database.get("port")
+        # The socket that clients find by themselves is that of the server with the usual port; another server has its
+        # own, which host has to name.
+        usual = database.get("port") in (None, PORT)
+        place = place_for(database, login.password, login.os_user) if usual else database
+        self.host = str(place.get("host") or "")
+        self.port = place.get("port") if self.host else None
         self.login = login
         self.secrets = [login.password] if login.password else []
 

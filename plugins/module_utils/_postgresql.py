@@ -20,6 +20,7 @@ from typing import Any
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import owner_of, working_directory
 from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     ALEMBIC,
+    LOCAL,
     SCRATCH_NOTE,
     Contents,
     Damaged,
@@ -59,8 +60,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_load im
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
-# How app_database names a server of this host.
-LOCAL = ("", "localhost", "127.0.0.1", "::1")
 SCRATCH = re.compile(r"^runbook_scratch_[0-9a-f]{12}$")
 # Measured on 576 MB: level 3 took 0.38 of the time of pg_dump's own compression, and the file was smaller.
 ZSTD = ["--quiet", "-3", "-T2", "--stdout"]

@@ -28,6 +28,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._command import (
     redact,
     run,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._database import place_for
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # Seconds for a connection, for a statement of ours, and for a lock that another session holds.
@@ -96,8 +97,9 @@ class Client:
 
     def __init__(self, database: Mapping[str, Any], login: Login) -> None:
         self.name = str(database["name"])
-        self.host = str(database.get("host") or "")
-        self.port = database.get("port")
+        place = place_for(database, login.password, login.os_user)
+        self.host = str(place.get("host") or "")
+        self.port = place.get("port")
         self.login = login
         self.secrets = [login.password] if login.password else []
 

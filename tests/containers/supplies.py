@@ -93,9 +93,9 @@ def make_repositories() -> None:
     """Build the applications' git repositories, where their script is there."""
     REPOSITORIES.mkdir(parents=True, exist_ok=True)
     script = APPLICATIONS / "make_repository.py"
-    if script.exists():
+    for name in ("goexplorer", "leadbook") if script.exists() else ():
         subprocess.run(
-            [sys.executable, str(script), str(REPOSITORIES / "goexplorer.git")],
+            [sys.executable, str(script), "--application", name, str(REPOSITORIES / f"{name}.git")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             check=True,

@@ -11,6 +11,7 @@ import sqlite3
 import stat
 
 import pytest
+from ansible_collections.runbook.deploy.plugins.module_utils import _mysql_client, _postgresql_client
 from ansible_collections.runbook.deploy.plugins.module_utils._database import applied, engine_of, heads
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.sqlite_tools import (
@@ -129,3 +130,33 @@ def test_a_transaction_that_a_crash_cut_short_is_rolled_back(tmp_path):
     assert os.path.getsize(f"{crashed}-journal") > 0
     assert len(applied(database(crashed), "django")) == 3
     assert stat.S_ISREG(crashed.stat().st_mode)
+
+
+@pytest.mark.parametrize("client", [_mysql_client.Client, _postgresql_client.Client])
+@pytest.mark.parametrize(
+    ("host", "password", "os_user", "reached"),
+    [
+        ("127.0.0.1", "", "root", ""),
+        ("localhost", "", "root", ""),
+        ("", "", "root", ""),
+        # A password goes where the application goes, and a server elsewhere has no local socket.
+        ("127.0.0.1", "secret", "root", "127.0.0.1"),
+        ("127.0.0.1", "", None, "127.0.0.1"),
+        ("db.example.org", "", "root", "db.example.org"),
+        ("/run/own", "", "root", "/run/own"),
+    ],
+)
+def test_an_operating_system_user_is_known_by_the_local_socket(
+    client, host, password, os_user, reached
+) -> None:
+    login = _mysql_client.Login("root", password, os_user)
+    assert client({"name": "shop", "host": host}, login).host == reached
+
+
+def test_the_usual_socket_is_never_taken_for_that_of_another_mysql_server() -> None:
+    login = _mysql_client.Login("root", "", "root")
+    place = {"name": "shop", "host": "127.0.0.1"}
+    assert (
+        _mysql_client.Client({**place, "port": 3306}, login).host,
+        _mysql_client.Client({**place, "port": 3307}, login).host,
+    ) == ("", "127.0.0.1")
