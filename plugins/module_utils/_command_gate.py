@@ -122,7 +122,8 @@ def run_check(check: Check, around: Surroundings, limit: float) -> dict[str, Any
     allowed = min(own, limit - begun - TERM_GRACE)
     ended: Ended | None = None
     observed = ""
-    if allowed <= 0:
+    cut = allowed <= 0
+    if cut:
         verdict, found = INCONCLUSIVE, "no time was left to run it: raise the deadline"
     else:
         try:
@@ -134,6 +135,7 @@ def run_check(check: Check, around: Surroundings, limit: float) -> dict[str, Any
         else:
             observed = described(ended)
             verdict, found = _verdict(check, ended, allowed, own)
+            cut = ended.timed_out and verdict == INCONCLUSIVE
     expected = expected_of(check)
     again = repeat(check, chdir, around.user)
     message = ""
@@ -151,7 +153,7 @@ def run_check(check: Check, around: Surroundings, limit: float) -> dict[str, Any
         time.monotonic() - begun,
         repeat=again,
         exit_code=None if ended is None or ended.timed_out else ended.rc,
-        **({} if check.retry or verdict == PASS else {"final": True}),
+        **({"cut_short": True} if cut else {} if check.retry or verdict == PASS else {"final": True}),
     )
     return hidden(result, around.hidden)
 

@@ -45,7 +45,8 @@ def check_result(
     :param severity: ``critical``, ``degraded`` or ``minor``.
     :param message: one sentence for the operator; "" for a check that passed.
     :param seconds: how long the check took.
-    :param extra: further keys, such as ``repeat``; ``final=True`` says that asking again would change nothing.
+    :param extra: further keys, such as ``repeat``; ``final=True`` says that asking again would change nothing,
+        ``cut_short=True`` that the gate's time was up before this was done.
     :raises ValueError: for a verdict or severity outside the contract: a typing error must never pass.
     """
     if verdict not in VERDICTS:
@@ -144,7 +145,8 @@ def until(
         if not last["passed"]:
             streak = 0
             # What the deadline cut short says less than an attempt that was whole.
-            wrong = wrong if wrong is not None and over else last
+            cut = over or any(check.get("cut_short") for check in last["checks"])
+            wrong = wrong if wrong is not None and cut else last
             if final(last):
                 break
             if patience is not None and last["verdict"] == FAIL and clock() - begun >= patience:
