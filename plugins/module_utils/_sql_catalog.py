@@ -122,7 +122,8 @@ def slow_queries(engine: str, seconds: float) -> str:
             "count(*) FILTER (WHERE state IS NULL) "
             f"FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND {_OTHERS}"
         )
-    slow = f"COMMAND IN ('Query', 'Execute') AND TIME > {seconds} AND ID <> CONNECTION_ID()"
+    # Whole seconds, rounded down.
+    slow = f"COMMAND IN ('Query', 'Execute') AND TIME >= {seconds} AND ID <> CONNECTION_ID()"
     return (
         f"SELECT COUNT(CASE WHEN {slow} THEN 1 END), GROUP_CONCAT(CASE WHEN {slow} THEN ID END), "
         "COUNT(CASE WHEN COMMAND <> 'Daemon' AND USER NOT IN ('system user', 'event_scheduler') THEN 1 END) "

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _sql_catalog as catalog
-from ansible_collections.runbook.deploy.plugins.module_utils._bounded import KILL_GRACE
 from ansible_collections.runbook.deploy.plugins.module_utils._command import redact
 from ansible_collections.runbook.deploy.plugins.module_utils._database import OPTIONAL_DATABASE, named
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
@@ -26,7 +25,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._sql_session import (
-    CLIENT_GRACE,
     Session,
     Unasked,
     session_of,
@@ -55,8 +53,9 @@ OPTIONS: dict[str, Any] = {
 RULES: dict[str, Any] = {}
 # A gate is no load: so many connections at the same time.
 CONNECTIONS = 3
-# Seconds for the server's own limit, and then for the client, to end.
-ENDING = CLIENT_GRACE + KILL_GRACE
+# Seconds that a question ends before the gate does: its client gets a moment more, and must be gone before the check is
+# abandoned (_parallel.MARGIN).
+ENDING = 0.1
 # Less is not enough for a client to start and a server to answer.
 SHORTEST = 0.05
 

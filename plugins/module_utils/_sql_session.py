@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _mysql_client, _postgresql_client
 from ansible_collections.runbook.deploy.plugins.module_utils._bounded import (
-    TERM_GRACE,
     Ended,
     Unrunnable,
     run_bounded,
@@ -42,7 +41,7 @@ BYTES = 512 * 1024
 # Characters of one value.
 WIDTH = 4096
 # Seconds that a client gets, after the server's own limit, to tell what the server said.
-CLIENT_GRACE = 0.4
+CLIENT_GRACE = 0.2
 READING = ("select", "with", "values", "table", "show", "explain")
 # Of each engine, what besides begins a statement that only reads.
 ALSO = {"postgresql": (), "mysql": ("describe", "desc"), "sqlite": ("pragma",)}
@@ -160,7 +159,7 @@ class _ServerSession(Session):
                 argv,
                 environment=environment,
                 user=os_user,
-                timeout=timeout + CLIENT_GRACE - TERM_GRACE,
+                timeout=timeout + CLIENT_GRACE,
                 most=BYTES,
             )
         except Unrunnable as error:
