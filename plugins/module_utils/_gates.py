@@ -11,23 +11,26 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ansible_collections.runbook.deploy.plugins.module_utils import _host_gate
+from ansible_collections.runbook.deploy.plugins.module_utils import _command_gate, _host_gate
+from ansible_collections.runbook.deploy.plugins.module_utils._application import RELEASE_OPTIONS, installed
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, check_result
 from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import nearest
 from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, current_release
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 Probe = Callable[[float], Sequence[dict[str, Any]]]
 MOMENTS = ("preflight", "smoke_test", "watch")
 PLACES = ("all", "primary")
 # Each has OPTIONS and prober(options, check_mode), as docs/internals.md says.
-KINDS: dict[str, ModuleType] = {"host": _host_gate}
+KINDS: dict[str, ModuleType] = {"command": _command_gate, "host": _host_gate}
 # What is true of a host is asked on each before anything begins; what is true of the application once, when it runs.
 DEFAULTS: dict[str, tuple[tuple[str, ...], str]] = {"host": (("preflight",), "all")}
 OTHERS = (("smoke_test",), "primary")
@@ -38,6 +41,9 @@ SHARED: dict[str, Any] = {
     "ca_path": {"type": "path"},
     "repository": {"type": "path"},
     "commit": {"type": "str"},
+    "root": {"type": "path"},
+    "user": {"type": "str"},
+    "settings_module": {"type": "str", "default": ""},
 }
 OPTIONS: dict[str, Any] = {
     **GATE_OPTIONS,
@@ -117,8 +123,28 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Probe:
         if checks:
             own = {name: spec.get("default") for name, spec in module.OPTIONS.items()}
             shared = {name: options[name] for name in SHARED if name in own}
+            if kind == "command":
+                shared.update(in_release(options), deadline=options.get("deadline") or options["timeout"])
             probes.append(module.prober({**own, **shared, "checks": checks}, check_mode))
     return together(probes)
+
+
+def in_release(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how commands are run in the release that is current, as the application's own are.
+
+    :return: ``chdir``, ``user`` and ``environment`` (a JSON object in one string).
+    :raises Problem: when no release is current.
+    """
+    release = current_release(Layout(options["root"])) if options["root"] else None
+    if not release:
+        raise Problem(
+            f"No release is current in {options['root']!r}, and commands of app_gates run in it: ask them after the switch "
+            "(moments: [smoke_test])."
+        )
+    own = {name: spec.get("default", "") for name, spec in RELEASE_OPTIONS.items()}
+    given = {name: options[name] for name in ("root", "user", "environment", "settings_module")}
+    found = installed({**own, "record": None, **given, "release": release})
+    return {"chdir": str(found.cwd), "user": options["user"], "environment": json.dumps(found.variables)}
 
 
 def together(probes: Sequence[Probe]) -> Probe:

@@ -51,7 +51,6 @@ OPTIONS: dict[str, Any] = {
     "secrets": {"type": "str", "no_log": True},
     "gates": {"type": "list", "elements": "dict", "default": []},
     "waivers": {"type": "list", "elements": "dict", "default": []},
-    "root": {"type": "path"},
     "phase": {"type": "str", "default": "watch"},
     "record": {"type": "dict"},
     **_gates.SHARED,
@@ -237,7 +236,10 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
         probes.append(ask)
     items = _gates.chosen(_gates.parse_gates(options["gates"]), "watch", True)
     if items:
-        probes.append(_gates.prober({**options, "moment": "watch", "primary": True}, check_mode))
+        asked = {**options, "moment": "watch", "primary": True}
+        # Made anew for each round: a command that failed is run again, which a gate of one moment does not do.
+        _gates.prober(asked, check_mode)
+        probes.append(lambda left: _gates.prober(asked, check_mode)(left))
     if not probes:
         raise Problem(
             "There is nothing to watch: give app_url, or entries of app_gates with the moment watch."

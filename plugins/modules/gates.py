@@ -30,7 +30,8 @@ options:
   gates:
     description:
       - Checks of several kinds. Each is a mapping with the keys of a check of its kind, and besides them
-      - C(kind), V(host) by default (M(runbook.deploy.host_gate)).
+      - C(kind), V(host) by default (M(runbook.deploy.host_gate)), or V(command) (M(runbook.deploy.command_gate)), which is
+        run in the release that is current below O(root), in its environment and as O(user).
       - C(moments), some of V(preflight), V(smoke_test) and V(watch); by default V(preflight) for the kind V(host), else V(smoke_test).
       - C(where), V(all) hosts or V(primary); by default V(all) for the kind V(host), else V(primary).
     type: list
@@ -54,6 +55,13 @@ options:
   ca_path:
     description: File with the certificates of the authorities to trust instead of the system's.
     type: path
+  user:
+    description: User that the application runs as; commands run as this user.
+    type: str
+  settings_module:
+    description: C(app_settings_module), for commands.
+    type: str
+    default: ""
   repository:
     description: Bare repository that C(example) is read from, with O(commit).
     type: path

@@ -98,6 +98,13 @@ options:
   ca_path:
     description: File with the certificates of the authorities to trust instead of the system's.
     type: path
+  user:
+    description: User that the application runs as; commands run as this user.
+    type: str
+  settings_module:
+    description: C(app_settings_module), for commands.
+    type: str
+    default: ""
   repository:
     description: Bare repository of the application.
     type: path

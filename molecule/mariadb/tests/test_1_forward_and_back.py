@@ -46,8 +46,8 @@ class TestUpgrade:
         assert copy.marks & set(book.acknowledged)
         assert set(book.acknowledged) - copy.marks
 
-    def test_the_watch_on_processes_sees_the_client(self, upgrade):
-        assert any("mariadb-dump" in line for line in upgrade.seen)
+    def test_the_watch_on_processes_sees_the_clients(self, upgrade):
+        assert any("mariadb" in line and "--defaults-extra-file=" in line for line in upgrade.seen)
 
 
 @pytest.fixture(scope="class")

@@ -408,3 +408,30 @@ def test_the_modules_run_as_programs(tmp_path):
         )
         answer = json.loads(done.stdout)
         assert (done.returncode, answer["passed"], answer["changed"]) == (0, True, False), done.stderr
+
+
+def test_commands_run_in_the_current_release(tmp_path):
+    gates = [
+        {
+            "kind": "command",
+            "command": [
+                "python",
+                "-c",
+                "import os; print(os.getcwd(), os.environ['RUNBOOK_RELEASE'], os.environ['A'])",
+            ],
+            "matches": "releases/0123456789ab-00000000 0123456789ab-00000000 given",
+        }
+    ]
+    with pytest.raises(Problem, match="No release is current"):
+        perform(gates, "smoke_test", root=str(tmp_path))
+    release = tmp_path / "releases" / "0123456789ab-00000000"
+    environment = tmp_path / "environments" / "e1"
+    for place in (release, environment / "bin"):
+        place.mkdir(parents=True)
+    (release / ".built").touch()
+    (release / ".release.json").write_text('{"environment": "e1"}')
+    (environment / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "current").symlink_to("releases/0123456789ab-00000000")
+    found = perform(gates, "smoke_test", root=str(tmp_path), environment='{"A": "given"}')
+    assert found["passed"], found
+    assert perform(gates, "preflight", root=str(tmp_path))["checks"] == []
