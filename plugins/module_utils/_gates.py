@@ -17,9 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ansible_collections.runbook.deploy.plugins.module_utils import _command_gate, _host_gate
+from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _command_gate,
+    _host_gate,
+    _sql_gate,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._application import RELEASE_OPTIONS, installed
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
+from ansible_collections.runbook.deploy.plugins.module_utils._database import OPTIONAL_DATABASE
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import INCONCLUSIVE, check_result
 from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import nearest
 from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
@@ -30,7 +35,7 @@ Probe = Callable[[float], Sequence[dict[str, Any]]]
 MOMENTS = ("preflight", "smoke_test", "watch")
 PLACES = ("all", "primary")
 # Each has OPTIONS and prober(options, check_mode), as docs/internals.md says.
-KINDS: dict[str, ModuleType] = {"command": _command_gate, "host": _host_gate}
+KINDS: dict[str, ModuleType] = {"command": _command_gate, "host": _host_gate, "sql": _sql_gate}
 # What is true of a host is asked on each before anything begins; what is true of the application once, when it runs.
 DEFAULTS: dict[str, tuple[tuple[str, ...], str]] = {"host": (("preflight",), "all")}
 OTHERS = (("smoke_test",), "primary")
@@ -44,6 +49,7 @@ SHARED: dict[str, Any] = {
     "root": {"type": "path"},
     "user": {"type": "str"},
     "settings_module": {"type": "str", "default": ""},
+    "database": OPTIONAL_DATABASE,
 }
 OPTIONS: dict[str, Any] = {
     **GATE_OPTIONS,
@@ -197,7 +203,8 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
             "seconds": 0.0,
             "reason": "Nothing is to be asked here at this moment.",
         }
-    secrets = parse_environment(options["environment"], "environment").values()
+    secrets = [*parse_environment(options["environment"], "environment").values()]
+    secrets += filter(None, [(options["database"] or {}).get("password")])
     return conduct(
         options, prober(options, check_mode), "this host", check_mode=check_mode, warn=warn, secrets=secrets
     )

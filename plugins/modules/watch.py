@@ -101,6 +101,38 @@ options:
   user:
     description: User that the application runs as; commands run as this user.
     type: str
+  database:
+    description: The application's database, C(app_database), for the kind V(sql).
+    type: dict
+    suboptions:
+      engine:
+        description: The engine, V(sqlite), V(postgresql) or V(mysql), which is also MariaDB; any other is refused.
+        type: str
+      path:
+        description: The absolute path of the file of an SQLite database.
+        type: path
+      shared:
+        description: Whether all hosts see this one file. It says so to the contract, and changes nothing here.
+        type: bool
+      name:
+        description: The name of the database, for engines with a server.
+        type: str
+      host:
+        description: The server's host.
+        type: str
+      port:
+        description: The server's port.
+        type: int
+      user:
+        description: The role to log in as.
+        type: str
+      password:
+        description: The password of the role.
+        type: str
+      nontransactional:
+        description: What a backup does with tables whose engine has no transactions; it changes nothing here.
+        type: str
+        choices: [refuse, lock]
   settings_module:
     description: C(app_settings_module), for commands.
     type: str

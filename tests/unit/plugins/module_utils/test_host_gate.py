@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -435,3 +436,19 @@ def test_commands_run_in_the_current_release(tmp_path):
     found = perform(gates, "smoke_test", root=str(tmp_path), environment='{"A": "given"}')
     assert found["passed"], found
     assert perform(gates, "preflight", root=str(tmp_path))["checks"] == []
+
+
+def test_queries_are_asked_beside_the_host(tmp_path):
+    path = tmp_path / "db.sqlite3"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE notes (id integer)")
+    gates = [
+        GOOD,
+        {"name": "notes", "kind": "sql", "table": "notes", "rows": "== 0", "moments": ["preflight"]},
+    ]
+    database = {"engine": "sqlite", "path": str(path)}
+    assert [check["name"] for check in perform(gates, database=database)["checks"]] == ["disk /", "notes"]
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO notes VALUES (1)")
+    with pytest.raises(Problem, match="notes"):
+        perform(gates, database=database)
