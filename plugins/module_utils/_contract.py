@@ -133,6 +133,14 @@ VARIABLES: dict[str, Variable] = {
         "list", [], "Checks that may fail: which, why, who approved it, until when."
     ),
     "app_gates_timeout": Variable("int", 60, "Seconds that all of app_gates may take together."),
+    "app_code_gates": Variable("list", [], "Commands that judge the code: tests, linters, scanners."),
+    "app_code_gates_timeout": Variable("int", 1800, "Seconds that all of app_code_gates may take together."),
+    "app_gate_host": Variable("str", "localhost", "Host that app_code_gates run on."),
+    "app_gate_root": Variable(
+        "str", "~/.cache/runbook/{name}", "Directory of app_gate_host for their checkout."
+    ),
+    "app_gate_packages": Variable("list", [], "Packages that app_code_gates need besides the requirements."),
+    "app_gate_environment": Variable("dict", {}, "Variables of app_code_gates.", secret=True),
     "app_watch": Variable("dict", {}, "After the switch: how long to watch, how often, what triggers."),
     "app_url": Variable("str", "", "Public address of the application."),
     "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
@@ -373,6 +381,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
         "app_environment",
         "app_build_environment",
         "app_smoke_secrets",
+        "app_gate_environment",
         "app_migrate_command_environment",
     ):
         for key, value in values[name].items():

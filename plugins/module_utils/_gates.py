@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ansible_collections.runbook.deploy.plugins.module_utils import (
     _command_gate,
     _host_gate,
+    _http_gate,
     _sql_gate,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._application import RELEASE_OPTIONS, installed
@@ -35,7 +36,12 @@ Probe = Callable[[float], Sequence[dict[str, Any]]]
 MOMENTS = ("preflight", "smoke_test", "watch")
 PLACES = ("all", "primary")
 # Each has OPTIONS and prober(options, check_mode), as docs/internals.md says.
-KINDS: dict[str, ModuleType] = {"command": _command_gate, "host": _host_gate, "sql": _sql_gate}
+KINDS: dict[str, ModuleType] = {
+    "command": _command_gate,
+    "host": _host_gate,
+    "http": _http_gate,
+    "sql": _sql_gate,
+}
 # What is true of a host is asked on each before anything begins; what is true of the application once, when it runs.
 DEFAULTS: dict[str, tuple[tuple[str, ...], str]] = {"host": (("preflight",), "all")}
 OTHERS = (("smoke_test",), "primary")
@@ -50,6 +56,9 @@ SHARED: dict[str, Any] = {
     "user": {"type": "str"},
     "settings_module": {"type": "str", "default": ""},
     "database": OPTIONAL_DATABASE,
+    "address": {"type": "str"},
+    "placeholders": {"type": "dict", "default": {}},
+    "secrets": {"type": "str", "no_log": True},
 }
 OPTIONS: dict[str, Any] = {
     **GATE_OPTIONS,
@@ -204,6 +213,7 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
             "reason": "Nothing is to be asked here at this moment.",
         }
     secrets = [*parse_environment(options["environment"], "environment").values()]
+    secrets += parse_environment(options["secrets"], "secrets").values()
     secrets += filter(None, [(options["database"] or {}).get("password")])
     return conduct(
         options, prober(options, check_mode), "this host", check_mode=check_mode, warn=warn, secrets=secrets

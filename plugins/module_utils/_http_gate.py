@@ -176,6 +176,35 @@ def told_from_before(
     return told
 
 
+def prober(options: Mapping[str, Any], check_mode: bool) -> Callable[[float], list[dict[str, Any]]]:
+    """Return what asks the checks of *options*, without flows; it is given the seconds that are left.
+
+    :param check_mode: leave out methods other than GET and HEAD.
+    :raises Problem: when a check is not well written, or a placeholder has no value.
+    """
+    secrets = parse_environment(options["secrets"], "secrets")
+    checks = [parse_check(item, f"checks[{index}]") for index, item in enumerate(options["checks"])]
+    values = Values(options["placeholders"], secrets)
+    for check in checks:
+        verify_placeholders(check, values)
+    asked = [check for check in checks if reads_only(check) or not check_mode]
+    target = Target(
+        options["address"] or "http://localhost", None, None, options["headers"], True, options["ca_path"]
+    )
+
+    def probe(left: float) -> list[dict[str, Any]]:
+        return run_checks(
+            asked,
+            target,
+            placeholders=options["placeholders"],
+            secrets=secrets,
+            timeout=options["timeout"],
+            deadline=left,
+        )
+
+    return probe
+
+
 def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:
     """Run the gate that *options* (see ``OPTIONS``) describe, keep its journal, and return the gate.
 

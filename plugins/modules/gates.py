@@ -32,6 +32,7 @@ options:
       - Checks of several kinds. Each is a mapping with the keys of a check of its kind, and besides them
       - C(kind), V(host) by default (M(runbook.deploy.host_gate)), or V(command) (M(runbook.deploy.command_gate)), which is
         run in the release that is current below O(root), in its environment and as O(user),
+        V(http) (a check of M(runbook.deploy.http_gate), no flow), at its own whole address or at O(address),
         or V(sql) (M(runbook.deploy.sql_gate)), which asks O(database).
       - C(moments), some of V(preflight), V(smoke_test) and V(watch); by default V(preflight) for the kind V(host), else V(smoke_test).
       - C(where), V(all) hosts or V(primary); by default V(all) for the kind V(host), else V(primary).
@@ -91,6 +92,16 @@ options:
         description: What a backup does with tables whose engine has no transactions; it changes nothing here.
         type: str
         choices: [refuse, lock]
+  address:
+    description: Public address of the application, for checks of the kind V(http) that name a path.
+    type: str
+  placeholders:
+    description: Values of C(commit), C(release), C(version) and C(deployment), for the kind V(http).
+    type: dict
+    default: {}
+  secrets:
+    description: Values of C({secret.name}), a JSON object in one string, for the kind V(http). They are hidden in all that the module returns.
+    type: str
   settings_module:
     description: C(app_settings_module), for commands.
     type: str
