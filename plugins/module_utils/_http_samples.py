@@ -185,7 +185,8 @@ def take(
                 changed.notify_all()
 
     threads = [
-        threading.Thread(target=work, daemon=True) for _ in range(min(samples.concurrency, samples.requests))
+        threading.Thread(target=work, daemon=True)
+        for _number in range(min(samples.concurrency, samples.requests))
     ]
     for thread in threads:
         thread.start()

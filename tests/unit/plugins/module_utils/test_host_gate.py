@@ -104,7 +104,7 @@ def test_a_port_that_accepts_and_one_that_swallows(port):
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
         place = deaf.getsockname()
-        waiting = [socket.socket() for _ in range(4)]
+        waiting = [socket.socket() for _number in range(4)]
         for one in waiting:
             one.setblocking(False)
             one.connect_ex(place)

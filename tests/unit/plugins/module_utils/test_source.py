@@ -263,7 +263,7 @@ def test_two_fetches_wait_for_each_other(layout: Layout, repository: Repository)
 
 def test_many_at_once_make_one_mirror(layout: Layout, repository: Repository) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = [pool.submit(commit_of, layout, repository, "v1.0") for _ in range(8)]
+        found = [pool.submit(commit_of, layout, repository, "v1.0") for _number in range(8)]
     assert len({future.result() for future in found}) == 1
 
 

@@ -57,8 +57,10 @@ class Place:
     def outside(self, statement: str) -> list[Any]:
         """Run *statement* as the application itself."""
         if self.engine == "sqlite":
-            with contextlib.closing(sqlite3.connect(self.database["path"])) as connection, connection:
-                return connection.execute(statement).fetchall()
+            with contextlib.closing(sqlite3.connect(self.database["path"])) as file:
+                rows = file.execute(statement).fetchall()
+                file.commit()
+                return rows
         connection = self.server.connect()
         try:
             with connection.cursor() as cursor:
@@ -327,13 +329,17 @@ def server(place):
 
 def test_connections_and_the_pool_are_those_of_others(server):
     counted = int(ask(server, {"connections": "> -1"})["observed"].split()[3])
-    held = [server.server.connect() for _ in range(3)]
+    held = [server.server.connect() for _number in range(3)]
     try:
         assert ask(server, {"connections": counted + 3})["verdict"] == "pass"
         found = ask(server, {"connections": f"< {counted + 3}"})
         assert (found["verdict"], f"{counted + 3} connections" in found["message"]) == ("fail", True)
         # All at the same time, and yet none of ours is counted.
-        checks = [{"connections": counted + 3}, {"pool": "> 0%"}, *({"reachable": True} for _ in range(6))]
+        checks = [
+            {"connections": counted + 3},
+            {"pool": "> 0%"},
+            *({"reachable": True} for _number in range(6)),
+        ]
         results = gate.prober(options(server, checks=checks), False)(20)
         assert [found["verdict"] for found in results] == ["pass"] * 8, results
         found = ask(server, {"pool": "> 50%"})
