@@ -11,6 +11,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import os
@@ -18,7 +19,7 @@ import socket as sockets
 import ssl
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -209,7 +210,7 @@ class _Limited(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self.connection.settimeout(_left(self.limit))
+        self.connection.settimeout(left_until(self.limit))
         return self.connection.recv_into(buffer)
 
 
@@ -221,7 +222,7 @@ class _Connection:
         self.limit = limit
 
     def sendall(self, data: bytes) -> None:
-        self.connection.settimeout(_left(self.limit))
+        self.connection.settimeout(left_until(self.limit))
         self.connection.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -237,14 +238,15 @@ class _Connection:
         """Do nothing: ``http.client`` closes before the body is read, ``exchange`` when all is done."""
 
 
-def _left(limit: float) -> float:
+def left_until(limit: float) -> float:
+    """Return the seconds until *limit*, a reading of ``time.monotonic()``; :raises TimeoutError: when there are none."""
     left = limit - time.monotonic()
     if left <= 0:
         raise sockets.timeout("time limit")
     return left
 
 
-def _connect(route: Route, target: Target, limit: float) -> sockets.socket:
+def connect(route: Route, target: Target, limit: float) -> sockets.socket:
     """Return a connection; TLS is begun where the scheme says so.
 
     :raises Unanswered: with ``asked=False`` when the name is unknown, or the socket may not be opened.
@@ -253,7 +255,7 @@ def _connect(route: Route, target: Target, limit: float) -> sockets.socket:
     if route.socket is not None:
         connection = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
         try:
-            connection.settimeout(_left(limit))
+            connection.settimeout(left_until(limit))
             connection.connect(route.socket)
         except BaseException:
             connection.close()
@@ -267,12 +269,12 @@ def _connect(route: Route, target: Target, limit: float) -> sockets.socket:
     for family, kind, protocol, _name, place in places:
         connection = sockets.socket(family, kind, protocol)
         try:
-            connection.settimeout(_left(limit))
+            connection.settimeout(left_until(limit))
             connection.connect(place)
             if route.scheme != "https":
                 return connection
             name = urllib.parse.urlsplit(f"//{route.host}").hostname or route.name
-            connection.settimeout(_left(limit))
+            connection.settimeout(left_until(limit))
             return target.context().wrap_socket(connection, server_hostname=name)
         except OSError as error:
             connection.close()
@@ -302,22 +304,23 @@ def exchange(
     """
     begun = time.monotonic()
     limit = begun + timeout
-    stage = "connecting"
+    stage = ["connecting"]
     connection: sockets.socket | None = None
     try:
-        connection = _connect(route, target, limit)
-        stage = "waiting for the answer"
-        certificate = connection.getpeercert() if isinstance(connection, ssl.SSLSocket) else {}
-        client = http.client.HTTPConnection("unused")
-        client.sock = _Connection(connection, limit)  # type: ignore[assignment]
-        client.putrequest(method, route.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in _headers(route, headers or {}, body).items():
-            # http.client takes latin-1 texts only; bytes it sends as they are.
-            client.putheader(name, value.encode())
-        client.endheaders(body)
-        response = client.getresponse()
-        stage = "reading the answer"
-        data, cut = _read(response)
+        with explained(route, timeout, stage):
+            connection = connect(route, target, limit)
+            stage[0] = "waiting for the answer"
+            certificate = connection.getpeercert() if isinstance(connection, ssl.SSLSocket) else {}
+            client = http.client.HTTPConnection("unused")
+            client.sock = _Connection(connection, limit)  # type: ignore[assignment]
+            client.putrequest(method, route.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in _headers(route, headers or {}, body).items():
+                # http.client takes latin-1 texts only; bytes it sends as they are.
+                client.putheader(name, value.encode())
+            client.endheaders(body)
+            response = client.getresponse()
+            stage[0] = "reading the answer"
+            data, cut = _read(response)
         return Answer(
             response.status,
             _folded(response),
@@ -326,8 +329,23 @@ def exchange(
             time.monotonic() - begun,
             certificate or {},
         )
+    except ValueError as error:
+        raise Problem(f"The request {method} {route.path!r} cannot be sent: {error}.") from error
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+@contextlib.contextmanager
+def explained(route: Route, timeout: float, stage: Sequence[str]) -> Iterator[None]:
+    """Turn whatever keeps an answer from coming into :class:`Unanswered`.
+
+    :param timeout: seconds that the whole may take; :param stage: its first item says what is being done.
+    """
+    try:
+        yield
     except sockets.timeout as error:
-        raise Unanswered(f"no complete answer in {timeout:.1f} s ({stage})") from error
+        raise Unanswered(f"no complete answer in {timeout:.1f} s ({stage[0]})") from error
     except ssl.SSLCertVerificationError as error:
         raise Unanswered(f"the certificate is refused: {error.verify_message}") from error
     except ssl.SSLError as error:
@@ -339,12 +357,7 @@ def exchange(
     except http.client.HTTPException as error:
         raise Unanswered(f"no valid HTTP answer ({type(error).__name__}: {error})") from error
     except OSError as error:
-        raise Unanswered(f"{(error.strerror or str(error)).lower()} ({stage})") from error
-    except ValueError as error:
-        raise Problem(f"The request {method} {route.path!r} cannot be sent: {error}.") from error
-    finally:
-        if connection is not None:
-            connection.close()
+        raise Unanswered(f"{(error.strerror or str(error)).lower()} ({stage[0]})") from error
 
 
 def _headers(route: Route, given: Mapping[str, str], body: bytes | None) -> dict[str, str]:
