@@ -69,8 +69,11 @@ molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for 
 test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults
 	$(MAKE) molecule SCENARIO=postgresql
 
-.PHONY: test-mariadb
-test-mariadb: ## a host with a MariaDB server, an application with Alembic and constant writers: upgrades, restores
+.PHONY: mariadb test-mariadb
+mariadb: ## the scenario mariadb in short: a MariaDB server, Alembic, constant writers; upgrades and all ways back
+	RUNBOOK_MARIADB=short $(MAKE) molecule SCENARIO=mariadb
+
+test-mariadb: ## all of it: with a person's decision, killed dumps and a server killed during a restore, too
 	$(MAKE) molecule SCENARIO=mariadb
 
 .PHONY: guards test-guards

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from machine import Machine
+import contextlib
+import subprocess
+from collections.abc import Iterator
+
+from machine import Machine, until_empty
 from writes import Copy
 
 # What a database has beside rows, each with what it says; AUTO_INCREMENT is left out, because rows move it.
@@ -56,9 +60,15 @@ class Server:
         """The former databases that restores have put aside, oldest first."""
         return sorted(name for name in self.databases() if name.startswith(f"{self.name}_broken_"))
 
+    def granted(self) -> set[str]:
+        """The databases that accounts have rights on: as in a grant, so that the server's `\\_` is a `_` here."""
+        return {row[0].replace("\\_", "_") for row in self.rows("SELECT DISTINCT Db FROM mysql.db", "mysql")}
+
     def strangers(self) -> list[str]:
-        """Databases that nobody should have left behind: scratch ones, halves of restores."""
-        return sorted(self.databases() - {self.name, *self.kept()})
+        """What nobody should have left behind: scratch databases, halves of restores, rights on what is gone."""
+        present = self.databases()
+        gone = [f"{name}, of which only rights are left" for name in self.granted() - present]
+        return sorted([*(present - {self.name, *self.kept()}), *gone])
 
     def revisions(self) -> list[str]:
         """The revisions that Alembic says are applied."""
@@ -106,3 +116,26 @@ class Server:
             return self.copy(name)._replace(name=path)
         finally:
             self.rows(f"DROP DATABASE {name}", "mysql")
+
+    @contextlib.contextmanager
+    def locked(self, table: str) -> Iterator[None]:
+        """Hold a table so that nobody, not even a dump, can read it."""
+        words = ["docker", "exec", "--interactive", self.site.container, "mariadb", "--unbuffered", self.name]
+        holder = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
+        )
+        try:
+            holder.stdin.write(f"LOCK TABLES {table} WRITE;\n")
+            holder.stdin.flush()
+            held = f"SET lock_wait_timeout = 0; SELECT COUNT(*) FROM {table}"
+            words = ("mariadb", "--batch", self.name)
+
+            def readable() -> list[str]:
+                refused = "1205" in self.site.attempt(*words, text=held).stderr
+                return [] if refused else [f"{table} can be read"]
+
+            assert until_empty(readable, 10) == []
+            yield
+        finally:
+            holder.kill()
+            holder.communicate()

@@ -86,6 +86,7 @@ LEADBOOK = Application(
         Version("slow", "v9", "Requests: three seconds each", False),
         Version("broken-health", "v9", "Health: name the region", False),
         Version("v8.1", "v8", "Home page: another heading", True),
+        Version("destructive-broken", "destructive", "Health: name the region", False),
     ],
     {"main": "v9"},
 )

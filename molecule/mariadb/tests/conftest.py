@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,20 +18,20 @@ PROJECT = Path(__file__).resolve().parents[3]
 SCENARIO = Path(__file__).resolve().parents[1]
 CONTAINERS = PROJECT / "build" / "containers-mariadb"
 sys.path.insert(0, str(PROJECT / "molecule" / "support"))
-pytest.register_assert_rewrite("machine", "disclosure", "mariadb")
+pytest.register_assert_rewrite("machine", "disclosure", "mariadb", "steps")
 
-from disclosure import in_files_of_everybody, in_journal, in_records, in_reports, in_text
 from machine import Machine
 from mariadb import Server
-from seen import backups
-from traffic import Answer, Traffic, ask
-from writes import Book, Copy, Writer, contradictions, missing
+from steps import Access, Steps
+from traffic import Answer, ask
+from writes import Book
 
 # As the server's administrator, through the local socket; a client that lost its server is started again by the writer.
 CLIENT = ("mariadb", "--batch", "--skip-column-names", "--unbuffered", "--skip-reconnect", "leadbook")
 # What an operator has in the database beside the application's tables.
 ADDED = """
 CREATE TABLE writer_deletions (id BIGINT PRIMARY KEY AUTO_INCREMENT, details TEXT NOT NULL);
+CREATE TABLE notes (id BIGINT PRIMARY KEY AUTO_INCREMENT, text TEXT);
 CREATE TABLE audit (id BIGINT PRIMARY KEY AUTO_INCREMENT, lead_id INT, at DATETIME(6) NOT NULL);
 CREATE TRIGGER lead_scored AFTER UPDATE ON leads FOR EACH ROW
  INSERT INTO audit (lead_id, at) SELECT NEW.id, NOW(6) FROM DUAL WHERE NEW.score <> OLD.score;
@@ -53,6 +52,13 @@ class Leads(Book):
     def send(self, address: str, text: str) -> Answer:
         """Have the application insert a lead with this text."""
         return ask(address, "/api/v1/leads", "POST", {"email": text, "company": "Visitors"}, token=self.token)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """With RUNBOOK_MARIADB=short leave out what takes long, for which CI has no time."""
+    if os.environ.get("RUNBOOK_MARIADB") == "short":
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(scope="session")
@@ -90,85 +96,24 @@ def book(secrets: dict[str, str]) -> Book:
 
 
 @pytest.fixture(scope="session")
-def everything(site: Machine, server: Server, book: Book) -> Callable[[], SimpleNamespace]:
-    """Find each acknowledged write, one by one; safety backups are restored only for what is nowhere else."""
-    seen: dict[str, Copy] = {}
-
-    def look() -> SimpleNamespace:
-        live = server.copy()
-        # What was put aside does not change any more.
-        for name in server.kept():
-            if name not in seen:
-                seen[name] = server.copy(name)
-        lost = missing(book.acknowledged, [live, *seen.values()])
-        for name in sorted(backups(site), reverse=True) if lost else []:
-            if name not in seen:
-                seen[name] = server.backup(f"{site.root}/backups/{name}")
-                lost = missing(lost, [seen[name]])
-        copies = [live, *seen.values()]
-        wrong = [each for copy in copies for each in contradictions(copy, book.sent)]
-        return SimpleNamespace(live=live, copies=copies, lost=lost, wrong=wrong)
-
-    return look
+def steps(site: Machine, server: Server, book: Book, secrets: dict[str, str]) -> Steps:
+    """What is done to the host, with everybody writing, and what is looked for afterwards."""
+    return Steps(site, server, book, Access(CLIENT, "root"), secrets, CONTAINERS / "reports")
 
 
 @pytest.fixture(scope="session")
-def step(
-    site: Machine, server: Server, book: Book, secrets: dict[str, str]
-) -> Callable[..., SimpleNamespace]:
-    """Run a playbook while everybody writes; return what was seen, and look for secrets wherever they must not be."""
-
-    @contextlib.contextmanager
-    def writing() -> Iterator[Traffic]:
-        with Traffic(site.address, book, pause=0.1) as traffic, Writer(site, book, CLIENT, "root"):
-            time.sleep(0.5)
-            yield traffic
-
-    def run(name: str, *words: str, quiet: bool = False) -> SimpleNamespace:
-        before = SimpleNamespace(
-            backups=backups(site), kept=server.kept(), book=set(book.acknowledged), objects=server.objects()
-        )
-        load = contextlib.nullcontext() if quiet else writing()
-        with site.commands() as seen, load as traffic:
-            done = site.playbook(name, *words)
-        # Kept where a person finds it when a step fails: pytest shows it then.
-        print(f"\n[{done.seconds:.1f} s, exit code {done.code}] {done.command}\n{done.report}")
-        disclosed = [f"process {each}" for each in in_text(secrets, "\n".join(seen))]
-        disclosed += [f"output {each}" for each in in_text(secrets, done.output)]
-        disclosed += [f"record {each}" for each in in_records(site, secrets)]
-        disclosed += [f"report {each}" for each in in_reports(CONTAINERS / "reports", secrets)]
-        disclosed += [f"journal {each}" for each in in_journal(site, secrets)]
-        disclosed += in_files_of_everybody(site, {"database": secrets["database"]})["found"]
-        return SimpleNamespace(
-            run=done,
-            traffic=traffic,
-            before=before,
-            seen=seen,
-            disclosed=disclosed,
-            written=len(set(book.acknowledged) - before.book),
-        )
-
-    return run
+def everything(steps: Steps) -> Callable[[], SimpleNamespace]:
+    """Find each acknowledged write, one by one."""
+    return steps.everything
 
 
-def untidy(site: Machine, server: Server) -> list[str]:
-    """What is left behind: databases and scratch directories, or backups that others can read."""
-    wrong = [f"database {name}" for name in server.strangers()]
-    wrong += [f"scratch {name}" for name in site.run("ls", "-A", f"{site.root}/scratch").split()]
-    modes = set(site.run("find", f"{site.root}/backups", "-printf", "%y %m %u\n").splitlines())
-    return wrong + [f"mode {mode}" for mode in modes - {"d 700 root", "f 600 root"}]
+@pytest.fixture(scope="session")
+def step(steps: Steps) -> Callable[..., SimpleNamespace]:
+    """Run a playbook while everybody writes; return what was seen."""
+    return steps.run
 
 
 @pytest.fixture
-def after(site: Machine, server: Server, everything: Callable) -> Callable[[SimpleNamespace, str], None]:
-    """What holds after every step, whatever became of it: no write lost, nothing left behind, nothing disclosed."""
-
-    def check(done: SimpleNamespace, serving: str) -> None:
-        assert site.wrong_soon(serving) == [], str(done.run)
-        assert untidy(site, server) == []
-        assert done.disclosed == []
-        found = everything()
-        assert found.lost == []
-        assert found.wrong == []
-
-    return check
+def after(steps: Steps) -> Callable[[SimpleNamespace, str], None]:
+    """What holds after every step, whatever became of it."""
+    return steps.check

@@ -1,13 +1,31 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Forward to v9 and back with the migrations reversed, while everybody writes; a backup, and what it holds."""
+"""The first deployment; forward to v9 and back with the migrations reversed, while everybody writes; what a backup holds."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from seen import backups
+
+
+class TestFirstDeployment:
+    """Made by the converge, on an empty database of an account that has rights on nothing else."""
+
+    def test_exactly_one_instance_of_v8_serves(self, site):
+        assert site.wrong("v8") == []
+
+    def test_the_first_revisions_are_applied(self, server):
+        assert server.revisions() == ["0002"]
+
+    def test_no_backup_of_an_empty_database(self, site):
+        assert backups(site) == []
+
+    def test_the_account_has_no_rights_but_on_its_database(self, server):
+        assert server.granted() == {server.name}
+        assert server.strangers() == []
 
 
 @pytest.fixture(scope="class")
@@ -37,7 +55,7 @@ class TestUpgrade:
         assert {name: now.get(name) for name in before} == before
 
     def test_the_backup_is_what_the_server_s_own_programs_restore(self, upgrade, site, server, book):
-        (name,) = set(site.run("ls", f"{site.root}/backups").split()) - set(upgrade.before.backups)
+        (name,) = set(backups(site)) - set(upgrade.before.backups)
         manifest = json.loads(site.run("cat", f"{site.root}/backups/{name}/manifest.json"))
         copy = server.backup(f"{site.root}/backups/{name}")
         # Two leads are the operator's own.

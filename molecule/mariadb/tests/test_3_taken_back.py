@@ -10,6 +10,13 @@ import pytest
 CONSENT = ("-e", "rollback_consent=true")
 
 
+def as_before(server, before) -> bool:
+    """Whether the database has the schema, and the companies, that it had."""
+    assert server.objects() == before
+    assert server.revisions() == ["0004"]
+    return server.sql("SELECT company FROM leads WHERE email = 'Ada@example.org'") == "Engines"
+
+
 @pytest.fixture(scope="class")
 def half(site, step):
     assert site.wrong("v9") == []
@@ -30,6 +37,75 @@ class TestMigrationThatFailsHalfWay:
     def test_those_who_write_notice_nothing(self, half):
         assert half.traffic.failed == []
         assert half.traffic.versions == ["v9"]
+
+
+@pytest.fixture(scope="class")
+def nobody_wrote(site, step):
+    assert site.wrong("v9") == []
+    return step("deploy", "-e", "version=destructive-broken", quiet=True)
+
+
+@pytest.mark.long
+class TestTakenBackByItselfWhenNobodyWrote:
+    def test_no_consent_is_needed_because_nothing_is_lost(self, nobody_wrote, after):
+        assert nobody_wrote.run.code == 2, str(nobody_wrote.run)
+        assert "FAILED, AND TAKEN BACK" in nobody_wrote.run.report.splitlines()[0]
+        nobody_wrote.run.line("restart on mariadb1: .*Check 'health' failed")
+        nobody_wrote.run.line("decision +restore: .*0005_without_company cannot be left")
+        after(nobody_wrote, "v9")
+
+    def test_the_database_is_as_before(self, nobody_wrote, server):
+        assert as_before(server, nobody_wrote.before.objects)
+        assert len(server.kept()) == len(nobody_wrote.before.kept) + 1
+
+
+@pytest.fixture(scope="class")
+def stopped(site, step):
+    assert site.wrong("v9") == []
+    return step("deploy", "-e", "version=destructive-broken")
+
+
+@pytest.fixture(scope="class")
+def by_hand(stopped, step):
+    return step("rollback", *CONSENT)
+
+
+@pytest.mark.long
+class TestStoppedBecauseOthersWrote:
+    def test_without_consent_a_person_is_needed(self, stopped, server, after):
+        assert stopped.run.code == 2, str(stopped.run)
+        assert "STOPPED: A PERSON IS NEEDED" in stopped.run.report.splitlines()[0]
+        stopped.run.line("would lose writes made since it was taken: .*writer_deletions: [0-9]+ inserts")
+        assert "-e rollback_consent=true" in stopped.run.report
+        assert server.kept() == stopped.before.kept
+        assert server.revisions() == ["0005_without_company"]
+        after(stopped, "v9")
+
+    def test_with_consent_the_backup_comes_back(self, by_hand, stopped, server, after):
+        assert by_hand.run.code == 0, str(by_hand.run)
+        assert as_before(server, stopped.before.objects)
+        assert len(server.kept()) == len(stopped.before.kept) + 1
+        after(by_hand, "v9")
+
+
+@pytest.fixture(scope="class")
+def with_consent(site, step):
+    assert site.wrong("v9") == []
+    return step("deploy", "-e", "version=destructive-broken", *CONSENT)
+
+
+class TestTakenBackByItselfWithConsent:
+    def test_it_is_taken_back_while_others_write(self, with_consent, server, after):
+        assert with_consent.run.code == 2, str(with_consent.run)
+        assert "FAILED, AND TAKEN BACK" in with_consent.run.report.splitlines()[0]
+        with_consent.run.line("decision +restore: .*0005_without_company cannot be left")
+        assert as_before(server, with_consent.before.objects)
+        after(with_consent, "v9")
+
+    def test_what_was_written_meanwhile_is_in_the_kept_database(self, with_consent, server, book):
+        gone = set(book.acknowledged) - with_consent.before.book - server.copy().marks
+        assert gone
+        assert gone <= server.copy(server.kept()[-1]).marks
 
 
 @pytest.fixture(scope="class", params=["irreversible", "destructive"])
@@ -65,27 +141,6 @@ class TestTakenBackByHandAfterTraffic:
 
     def test_with_consent_the_backup_comes_back(self, back, served, server, after):
         assert back.run.code == 0, str(back.run)
-        assert server.objects() == served.before.objects
-        assert server.revisions() == ["0004"]
-        assert server.sql("SELECT company FROM leads WHERE email = 'Ada@example.org'") == "Engines"
+        assert as_before(server, served.before.objects)
         assert len(server.kept()) == len(served.before.kept) + 1
         after(back, "v9")
-
-
-class TestInTheEnd:
-    def test_nothing_needs_attention(self, site):
-        status = site.playbook("status")
-        assert status.code == 0, str(status)
-        assert "nothing needs attention." in status.output
-
-    def test_every_write_is_found_and_most_of_them_are_live(self, book, everything):
-        found = everything()
-        assert found.lost == []
-        live = found.live.marks & set(book.acknowledged)
-        print(
-            f"{len(book.acknowledged)} writes acknowledged ({dict(book.kinds())}), {len(live)} of them live"
-        )
-        for copy in found.copies[1:]:
-            print(f"{len(copy.marks & set(book.acknowledged))} in {copy.name}")
-        assert len(book.acknowledged) > 300
-        assert live < set(book.acknowledged)

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,15 +17,12 @@ PROJECT = Path(__file__).resolve().parents[3]
 SCENARIO = Path(__file__).resolve().parents[1]
 CONTAINERS = PROJECT / "build" / "containers-postgresql"
 sys.path.insert(0, str(PROJECT / "molecule" / "support"))
-pytest.register_assert_rewrite("machine", "disclosure", "postgresql")
+pytest.register_assert_rewrite("machine", "disclosure", "postgresql", "steps")
 
-from disclosure import in_files_of_everybody, in_journal, in_records, in_reports, in_text
 from machine import Machine
 from postgresql import SIGNALS, Server
-from runs import Run
-from seen import backups
-from traffic import Traffic
-from writes import Book, Copy, Writer, contradictions, missing
+from steps import Access, Steps
+from writes import Book
 
 # The application's user, through the local socket.
 PSQL = ("psql", "-X", "-q", "-A", "-t", "-d", "goexplorer")
@@ -87,111 +82,24 @@ def by_administrator() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def everything(site: Machine, server: Server, book: Book) -> Callable[[], SimpleNamespace]:
-    """Find each acknowledged write, one by one; safety backups are restored only for what is nowhere else."""
-    seen: dict[str, Copy] = {}
-
-    def look() -> SimpleNamespace:
-        live = server.copy()
-        # What was put aside does not change any more.
-        for name in server.kept():
-            if name not in seen:
-                seen[name] = server.copy(name)
-        copies = [live, *seen.values()]
-        lost = missing(book.acknowledged, copies)
-        for name in sorted(backups(site), reverse=True) if lost else []:
-            if name not in seen:
-                seen[name] = server.backup(f"{site.root}/backups/{name}")
-                lost = missing(lost, [seen[name]])
-        return SimpleNamespace(
-            live=live,
-            copies=[live, *seen.values()],
-            lost=lost,
-            wrong=[each for copy in (live, *seen.values()) for each in contradictions(copy, book.sent)],
-        )
-
-    return look
+def steps(site: Machine, server: Server, book: Book, secrets: dict[str, str]) -> Steps:
+    """What is done to the host, with everybody writing, and what is looked for afterwards."""
+    return Steps(site, server, book, Access(PSQL, site.user), secrets, CONTAINERS / "reports")
 
 
 @pytest.fixture(scope="session")
-def writing(
-    site: Machine, server: Server, book: Book
-) -> Callable[[], contextlib.AbstractContextManager[Traffic]]:
-    """People who write through the application and past it, for as long as a context lasts."""
-
-    @contextlib.contextmanager
-    def go_on() -> Iterator[Traffic]:
-        with Traffic(site.address, book, pause=0.1) as traffic, Writer(site, book, PSQL, site.user):
-            time.sleep(0.5)
-            yield traffic
-
-    return go_on
+def everything(steps: Steps) -> Callable[[], SimpleNamespace]:
+    """Find each acknowledged write, one by one."""
+    return steps.everything
 
 
 @pytest.fixture(scope="session")
-def step(
-    site: Machine, server: Server, book: Book, secrets: dict[str, str], writing: Callable
-) -> Callable[..., SimpleNamespace]:
-    """Run a playbook while everybody writes; return what was seen, and look for secrets wherever they must not be."""
-
-    def run(
-        name: str,
-        *words: str,
-        quiet: bool = False,
-        meanwhile: contextlib.AbstractContextManager | None = None,
-    ) -> SimpleNamespace:
-        before = SimpleNamespace(
-            backups=backups(site), kept=server.kept(), book=set(book.acknowledged), objects=server.objects()
-        )
-        load = contextlib.nullcontext() if quiet else writing()
-        beside = meanwhile or contextlib.nullcontext()
-        with beside, site.commands() as seen, load as traffic:
-            done = site.playbook(name, *words)
-        told(done)
-        disclosed = [f"process {each}" for each in in_text(secrets, "\n".join(seen))]
-        disclosed += [f"output {each}" for each in in_text(secrets, done.output)]
-        disclosed += [f"record {each}" for each in in_records(site, secrets)]
-        disclosed += [f"report {each}" for each in in_reports(CONTAINERS / "reports", secrets)]
-        disclosed += [f"journal {each}" for each in in_journal(site, secrets)]
-        disclosed += in_files_of_everybody(site, {"database": secrets["database"]})["found"]
-        return SimpleNamespace(
-            run=done,
-            traffic=traffic,
-            before=before,
-            seen=seen,
-            disclosed=disclosed,
-            written=len(set(book.acknowledged) - before.book),
-        )
-
-    def told(done: Run) -> None:
-        """Keep the report where a person finds it when a step fails: pytest shows it then."""
-        print(f"\n[{done.seconds:.1f} s, exit code {done.code}] {done.command}\n{done.report}")
-
-    return run
-
-
-def modes(site: Machine) -> set[str]:
-    """The types, modes and owners of all that is in backups."""
-    return set(site.run("find", f"{site.root}/backups", "-printf", "%y %m %u\n").splitlines())
-
-
-def untidy(site: Machine, server: Server) -> list[str]:
-    """What is left behind: databases and scratch directories, or backups that others can read."""
-    wrong = [f"database {name}" for name in server.strangers()]
-    wrong += [f"scratch {name}" for name in site.run("ls", "-A", f"{site.root}/scratch").split()]
-    return wrong + [f"mode {mode}" for mode in modes(site) - {"d 700 root", "f 600 root"}]
+def step(steps: Steps) -> Callable[..., SimpleNamespace]:
+    """Run a playbook while everybody writes; return what was seen."""
+    return steps.run
 
 
 @pytest.fixture
-def after(site: Machine, server: Server, everything: Callable) -> Callable[[SimpleNamespace, str], None]:
-    """What holds after every step, whatever became of it: no write lost, nothing left behind, nothing disclosed."""
-
-    def check(done: SimpleNamespace, serving: str) -> None:
-        assert site.wrong_soon(serving) == [], str(done.run)
-        assert untidy(site, server) == []
-        assert done.disclosed == []
-        found = everything()
-        assert found.lost == []
-        assert found.wrong == []
-
-    return check
+def after(steps: Steps) -> Callable[[SimpleNamespace, str], None]:
+    """What holds after every step, whatever became of it."""
+    return steps.check
