@@ -8,7 +8,6 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 import time
@@ -22,6 +21,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     check_result,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._window import percentile
 
 # Threads of one probe; above it Python itself, and not the application, makes answers late.
 CONCURRENCY_LIMIT = 200
@@ -108,22 +108,6 @@ def _bound(name: str, value: Any, where: str) -> Bound:
             f"such as {'< 500ms' if name in TIMES else '< 1%' if name == 'error_rate' else '> 50/s'}, found {value!r}."
         )
     return Bound(found.group(1), float(found.group(2)) * UNITS[unit], text)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that *share* (0 to 1) of *values* do not exceed, between neighbours in proportion.
-
-    Definition 7 of Hyndman and Fan (1996), the one that NumPy and spreadsheets use.
-
-    :raises ValueError: when there are no values.
-    """
-    if not values:
-        raise ValueError("percentile of nothing")
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * share
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def figures(seconds: Sequence[float], errors: int, elapsed: float) -> dict[str, float]:
