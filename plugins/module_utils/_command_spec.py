@@ -92,7 +92,7 @@ def parse_check(item: Any, where: str) -> Check:
     :raises Problem: when it is not well written.
     """
     keys(item, KEYS, where, EXAMPLE)
-    argv = _words(item.get("command"), f"{where}.command")
+    argv = argv_of(item.get("command"), f"{where}.command")
     if item.get("matches") is not None:
         compile_pattern(str(item["matches"]), f"{where}.matches")
     chdir = item.get("chdir")
@@ -115,7 +115,7 @@ def parse_check(item: Any, where: str) -> Check:
     )
 
 
-def _words(value: Any, where: str) -> list[str]:
+def argv_of(value: Any, where: str) -> list[str]:
     """Return the words of a command; a text is divided as a shell does it, but there is none."""
     if isinstance(value, str):
         try:
