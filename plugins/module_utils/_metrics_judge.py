@@ -155,7 +155,7 @@ def judge_samples(
     settled = bool(wrong or unknown)
     if whole:
         judged = counts[GOOD] + counts[FAILED]
-        if judged < check.limits.minimum:
+        if judged < check.limits.minimum and not unknown:
             unknown.append(
                 f"only {judged} of {len(samples)} samples could be judged, expected at least {check.limits.minimum}"
             )

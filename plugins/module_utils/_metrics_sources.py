@@ -236,6 +236,8 @@ class RedisSource(Source):
         )
         self.where = where
         self.address = item.get("address", f"127.0.0.1:{_redis.PORT}")
+        if not isinstance(self.address, str):
+            raise Problem(f"{where}.address must be a text such as 127.0.0.1:6379, found {self.address!r}.")
         _redis.parse_address(self.address)
         self.secret = None if item.get("secret") is None else str(item["secret"])
         self.username = None if item.get("username") is None else str(item["username"])
@@ -262,27 +264,27 @@ class RedisSource(Source):
         """See :meth:`Source.sample`."""
         try:
             fields = _redis.info(self.address, self._password, self.username, self.tls, timeout, self._ca)
-        except _redis.Unreached as error:
+        except _redis.Unanswered as error:
             raise Unsampled(error.text) from error
         result, self._before = read_fields(fields, self._before)
         return result
 
     def place(self) -> str:
         """See :meth:`Source.place`."""
-        return f"Redis at {self.address}"
+        return f"Redis at {_redis.parse_address(self.address, self.tls).place}"
 
     def repeat(self) -> str:
         """See :meth:`Source.repeat`."""
-        place = _redis.parse_address(self.address)
-        words = ["-s", place] if isinstance(place, str) else ["-h", place[0], "-p", str(place[1])]
-        words += ["--tls"] if self.tls else []
+        place = _redis.parse_address(self.address, self.tls)
+        words = ["-s", place.path] if place.path else ["-h", place.host, "-p", str(place.port)]
+        words += ["--tls"] if place.tls else []
         words += ["--user", self.username] if self.username else []
         words += ["--askpass"] if self.secret else []
         return shlex.join(["redis-cli", *words, "INFO"])
 
 
 def read_fields(
-    fields: Mapping[str, str], before: tuple[float, float] | None
+    fields: Mapping[str, Any], before: tuple[float, float] | None
 ) -> tuple[dict[str, Reading], tuple[float, float] | None]:
     """Return the values in the *fields* of INFO, and the hits and misses for the next sample.
 
