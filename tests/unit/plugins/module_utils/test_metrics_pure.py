@@ -29,7 +29,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._thresholds import 
     require_fit,
     written,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -94,6 +94,7 @@ def test_what_is_only_known_to_be_at_least_something_is_no_pass(text, value, exp
     assert judge(parse_threshold(text, "x"), Reading(value, at_least=True), "s") is expected
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["<", "<=", ">", ">=", "==", "!="]),
     st.integers(-20, 20),
@@ -205,6 +206,7 @@ def test_what_is_no_page_is_refused(text, said):
         parse_page(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_whatever_is_answered_is_a_page_or_refused(text):
     try:
@@ -213,6 +215,7 @@ def test_whatever_is_answered_is_a_page_or_refused(text):
         assert error.text
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.from_regex(r"\A[a-z_][a-z0-9_]{0,5}\Z"), st.text(max_size=20), max_size=4),
     st.floats(allow_nan=False),

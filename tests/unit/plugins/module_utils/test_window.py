@@ -33,6 +33,7 @@ def timed(steps):
     return result
 
 
+@settings(deadline=None)
 @given(VALUES, st.floats(0, 1))
 def test_percentiles_are_those_of_numpy(values, share):
     expected = float(numpy.percentile(values, share * 100))
@@ -45,7 +46,7 @@ def test_percentiles_of_nothing_and_beyond():
             percentile(values, share)
 
 
-@settings(max_examples=300)
+@settings(deadline=None)
 @given(STATES)
 def test_held_is_the_longest_end_without_a_false(steps):
     states = timed(steps)
@@ -58,6 +59,7 @@ def test_held_is_the_longest_end_without_a_false(steps):
     assert held_for(states) == (max(ends) if ends else None)
 
 
+@settings(deadline=None)
 @given(STATES, st.integers(1, 50))
 def test_a_false_at_the_end_ends_every_row_and_nothing_known_changes_none(steps, pause):
     states = timed(steps)
@@ -66,6 +68,7 @@ def test_a_false_at_the_end_ends_every_row_and_nothing_known_changes_none(steps,
     assert held_for([*states, (end, None)]) == held_for(states)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 100), st.booleans()), min_size=1, max_size=40))
 def test_growth_is_what_was_counted_whatever_was_started_anew(steps):
     at, count, total, seen = 0.0, 0, 0, []
@@ -89,7 +92,7 @@ def test_a_rate_takes_two_samples_and_time():
     assert rate([(0, 10), (10, 3)]) == 0.3
 
 
-@settings(max_examples=200)
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0.001, 9.9), min_size=1, max_size=200),
     st.lists(st.floats(0.01, 10), min_size=1, max_size=12, unique=True),
