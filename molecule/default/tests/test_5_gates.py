@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-AGREEMENTS = "owner_agreements_owneragreement"
+SIGNALS = "owner_agreements_agreementrisksignal"
 GATES = [
     {"name": "space", "disk": "/mnt/gate", "free": "> 1MB"},
     {"name": "inodes", "disk": "/mnt/gate", "inodes_percent": "> 10%"},
@@ -23,7 +23,7 @@ GATES = [
     {
         "name": "schema",
         "kind": "sql",
-        "table": AGREEMENTS,
+        "table": SIGNALS,
         "indexes": "== {indexes}",
         "moments": ["preflight"],
     },
@@ -36,7 +36,7 @@ TLS = (
     "server = socketserver.ThreadingTCPServer(('127.0.0.1', 8443), socketserver.BaseRequestHandler); "
     "server.socket = context.wrap_socket(server.socket, server_side=True); server.serve_forever()"
 )
-INDEX = f"SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = '{AGREEMENTS}' AND sql IS NOT NULL"
+INDEX = f"SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = '{SIGNALS}' AND sql IS NOT NULL"
 
 
 class Host:
@@ -44,7 +44,7 @@ class Host:
 
     def __init__(self, site) -> None:
         self.site = site
-        self.indexes = self.sqlite(f"SELECT count(*) FROM pragma_index_list('{AGREEMENTS}')")
+        self.indexes = self.sqlite(f"SELECT count(*) FROM pragma_index_list('{SIGNALS}')")
 
     def sqlite(self, statement: str) -> str:
         """What the database answers to its own program."""
