@@ -21,7 +21,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _command_gate,
     _host_gate,
     _http_gate,
+    _metrics_gate,
     _sql_gate,
+    _websocket_gate,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._application import RELEASE_OPTIONS, installed
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
@@ -40,7 +42,9 @@ KINDS: dict[str, ModuleType] = {
     "command": _command_gate,
     "host": _host_gate,
     "http": _http_gate,
+    "metrics": _metrics_gate,
     "sql": _sql_gate,
+    "websocket": _websocket_gate,
 }
 # What is true of a host is asked on each before anything begins; what is true of the application once, when it runs.
 DEFAULTS: dict[str, tuple[tuple[str, ...], str]] = {"host": (("preflight",), "all")}
@@ -138,19 +142,45 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Probe:
         if checks:
             own = {name: spec.get("default") for name, spec in module.OPTIONS.items()}
             shared = {name: options[name] for name in SHARED if name in own}
-            if kind == "command":
-                shared.update(in_release(options), deadline=options.get("deadline") or options["timeout"])
-            probes.append(module.prober({**own, **shared, "checks": checks}, check_mode))
+            if kind == "command" or (kind == "metrics" and options["root"]):
+                shared.update(in_release(options, required=kind == "command"))
+            # Of a watch, which asks again and again: one sample in each round, and a deadline for each.
+            again = options["moment"] == "watch"
+            shared["deadline"] = (options.get("timeout") if again else None) or options["deadline"]
+            shared.update({"accumulate": again} if kind == "metrics" else {})
+            given = {**own, **shared, "checks": checks}
+            probes.append(
+                anew(module, given, check_mode)
+                if again and kind == "command"
+                else module.prober(given, check_mode)
+            )
     return together(probes)
 
 
-def in_release(options: Mapping[str, Any]) -> dict[str, Any]:
+def anew(module: ModuleType, given: Mapping[str, Any], check_mode: bool) -> Probe:
+    """Return a probe that is made for each call: a command that failed is run again, which a gate of one moment does not do.
+
+    :raises Problem: when a check is not well written.
+    """
+    module.prober(given, check_mode)
+
+    def probe(left: float) -> Sequence[dict[str, Any]]:
+        found: Sequence[dict[str, Any]] = module.prober(given, check_mode)(left)
+        return found
+
+    return probe
+
+
+def in_release(options: Mapping[str, Any], required: bool = True) -> dict[str, Any]:
     """Return how commands are run in the release that is current, as the application's own are.
 
+    :param required: False: {} where no release is current.
     :return: ``chdir``, ``user`` and ``environment`` (a JSON object in one string).
     :raises Problem: when no release is current.
     """
     release = current_release(Layout(options["root"])) if options["root"] else None
+    if not release and not required:
+        return {}
     if not release:
         raise Problem(
             f"No release is current in {options['root']!r}, and commands of app_gates run in it: ask them after the switch "

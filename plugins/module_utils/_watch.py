@@ -234,13 +234,7 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
     items = _gates.chosen(_gates.parse_gates(options["gates"]), "watch", True)
     if items:
         asked = {**options, "moment": "watch", "primary": True}
-        _gates.prober(asked, check_mode)
-
-        def ask_gates(left: float) -> Sequence[dict[str, Any]]:
-            # Made anew for each round: a command that failed is run again, which a gate of one moment does not do.
-            return _gates.prober(asked, check_mode)(left)
-
-        probes.append(ask_gates)
+        probes.append(_gates.prober(asked, check_mode))
     if not probes:
         raise Problem(
             "There is nothing to watch: give app_url, or entries of app_gates with the moment watch."

@@ -33,6 +33,7 @@ options:
       - C(kind), V(host) by default (M(runbook.deploy.host_gate)), or V(command) (M(runbook.deploy.command_gate)), which is
         run in the release that is current below O(root), in its environment and as O(user),
         V(http) (a check of M(runbook.deploy.http_gate), no flow), at its own whole address or at O(address),
+        V(metrics) (M(runbook.deploy.metrics_gate)), V(websocket) (M(runbook.deploy.websocket_gate)) at O(address),
         or V(sql) (M(runbook.deploy.sql_gate)), which asks O(database).
       - C(moments), some of V(preflight), V(smoke_test) and V(watch); by default V(preflight) for the kind V(host), else V(smoke_test).
       - C(where), V(all) hosts or V(primary); by default V(all) for the kind V(host), else V(primary).

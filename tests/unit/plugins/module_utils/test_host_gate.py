@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.runbook.deploy.plugins.module_utils import _gates, _host_gate
+from ansible_collections.runbook.deploy.plugins.module_utils import _gates, _host_gate, _watch
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import check_result
 from ansible_collections.runbook.deploy.plugins.module_utils._host_gate import (
     judge_skew,
@@ -452,3 +452,38 @@ def test_queries_are_asked_beside_the_host(tmp_path):
         connection.execute("INSERT INTO notes VALUES (1)")
     with pytest.raises(Problem, match="notes"):
         perform(gates, database=database)
+
+
+class Page(FaultyServer):
+    """A page of metrics whose number of errors rises."""
+
+    def do_metrics(self, connection: Any, request: Any) -> None:
+        self.send(connection, 200, f"# TYPE errors gauge\nerrors {self.count}\n")
+
+
+def test_figures_are_held_against_thresholds_and_watched_over_rounds():
+    with Page() as server:
+        check = {
+            "name": "errors",
+            "kind": "metrics",
+            "source": {
+                "kind": "prometheus_page",
+                "url": f"{server.address}/metrics/",
+                "values": {"errors": "errors"},
+            },
+        }
+        once = {**check, "require": "< 1000", "moments": ["preflight"]}
+        assert perform([once])["passed"]
+        with pytest.raises(Problem, match="errors"):
+            perform([{**once, "require": "< 0"}])
+        watched = options(
+            _watch,
+            gates=[{**once, "require": "< 6", "moments": ["watch"]}],
+            duration=20.0,
+            interval=0.05,
+            timeout=2.0,
+            failures=1,
+        )
+        with pytest.raises(Problem, match="errors"):
+            _watch.perform(watched, False, lambda message: None)
+        assert server.count < 40
