@@ -44,13 +44,15 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_transport imp
     exchange,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._http_upload import multipart
-from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
+from ansible_collections.runbook.deploy.plugins.module_utils._parallel import MARGIN, in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # As browsers do (Firefox and Chromium: 20), but a healthy page needs far fewer.
 REDIRECT_LIMIT = 10
 # Of the answer's text, in messages.
 SHOWN = 200
+# Of its time; a request that had less when the gate ended was cut short.
+NEARLY = 0.9
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
@@ -152,7 +154,15 @@ def run_check(check: Check, target: Target, values: Values, timeout: float, limi
 
     if check.samples is None:
         return one()
-    results, elapsed, unfinished = take(check.samples, one, limit)
+
+    def sampled() -> dict[str, Any]:
+        result = one()
+        # A request that the end of the gate cut short says nothing about the application; one that had its time does.
+        ended = time.monotonic() >= limit - MARGIN and result["seconds"] < NEARLY * (check.timeout or timeout)
+        late = ended and result["verdict"] == FAIL and result.get("status") is None
+        return {**result, "verdict": INCONCLUSIVE} if late else result
+
+    results, elapsed, unfinished = take(check.samples, sampled, limit)
     asked = f"{check.method} {target.resolve(values.fill(check.url, check.where)).url}"
     again = repeat(check, target, values, check.method)
     return judge_samples(
