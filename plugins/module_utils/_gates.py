@@ -22,6 +22,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _host_gate,
     _http_gate,
     _metrics_gate,
+    _service_gate,
     _sql_gate,
     _websocket_gate,
 )
@@ -43,6 +44,7 @@ KINDS: dict[str, ModuleType] = {
     "host": _host_gate,
     "http": _http_gate,
     "metrics": _metrics_gate,
+    "service": _service_gate,
     "sql": _sql_gate,
     "websocket": _websocket_gate,
 }

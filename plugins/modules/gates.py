@@ -34,6 +34,7 @@ options:
         run in the release that is current below O(root), in its environment and as O(user),
         V(http) (a check of M(runbook.deploy.http_gate), no flow), at its own whole address or at O(address),
         V(metrics) (M(runbook.deploy.metrics_gate)), V(websocket) (M(runbook.deploy.websocket_gate)) at O(address),
+        V(service) (M(runbook.deploy.service_gate)), with the services that are live below O(root),
         or V(sql) (M(runbook.deploy.sql_gate)), which asks O(database).
       - C(moments), some of V(preflight), V(smoke_test) and V(watch); by default V(preflight) for the kind V(host), else V(smoke_test).
       - C(where), V(all) hosts or V(primary); by default V(all) for the kind V(host), else V(primary).
