@@ -127,7 +127,8 @@ class _Http(Source):
 
         :raises Unsampled: when there is none.
         """
-        assert self._target is not None, "open() comes first"
+        if self._target is None:
+            raise ValueError("open() comes first")
         headers = {"Accept": accept}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"

@@ -83,7 +83,8 @@ class SqlSource(Source):
 
     def sample(self, timeout: float) -> dict[str, Reading]:
         """See :meth:`Source.sample`."""
-        assert self._session is not None, "open() comes first"
+        if self._session is None:
+            raise ValueError("open() comes first")
         try:
             return read_row(self._session.ask(self.query, max(SHORTEST, timeout - CLIENT_GRACE - KILL_GRACE)))
         except Unasked as error:
@@ -152,7 +153,8 @@ class CommandSource(Source):
 
     def sample(self, timeout: float) -> dict[str, Reading]:
         """See :meth:`Source.sample`."""
-        assert self._means is not None, "open() comes first"
+        if self._means is None:
+            raise ValueError("open() comes first")
         try:
             ended = run_bounded(
                 self.argv,
