@@ -73,7 +73,7 @@ class Steps:
     def writing(self) -> Iterator[Traffic]:
         """People who write through the application and past it, for as long as the context lasts."""
         writer = Writer(self.site, self.book, self.access.command, self.access.user)
-        with Traffic(self.site.address, self.book, pause=0.1) as traffic, writer:
+        with writer, Traffic(self.site.address, self.book, pause=0.1) as traffic:
             time.sleep(0.5)
             yield traffic
 

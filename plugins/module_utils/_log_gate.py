@@ -89,8 +89,7 @@ class Follower:
         """
         if self.check.path is not None:
             return _log_files.mark(self.check.path, self.check.absent)
-        assert self.check.journal is not None
-        return _log_journal.mark(self.check.journal, limit)
+        return _log_journal.mark(self.check.entries_of(), limit)
 
     def ask(self, limit: float) -> dict[str, Any]:
         """Read what was written since the mark, and judge it; *limit* is the latest end (``time.monotonic()``)."""
@@ -137,14 +136,14 @@ class Follower:
             time.sleep(max(0.0, min(POLL, until - time.monotonic(), limit - time.monotonic())))
 
     def _read(self, limit: float, final: bool) -> None:
-        assert self._cursor is not None
+        if self._cursor is None:
+            raise ValueError("a log is read from a cursor on")
         if self.check.path is not None:
             done = _log_files.read_since(
                 self._cursor, limit, lambda line, where: self._take(line, where, "", None), final
             )
         else:
-            assert self.check.journal is not None
-            done = _log_journal.read_since(self.check.journal, self._cursor, limit, self._take)
+            done = _log_journal.read_since(self.check.entries_of(), self._cursor, limit, self._take)
         self._cursor = done.cursor
         self._missing = self._missing or done.missing
         self._lost = self._lost or done.lost
@@ -218,9 +217,8 @@ class Follower:
             return shlex.join(
                 ["tail", "-c", f"+{offset + 1 if isinstance(offset, int) else 1}", self.check.path]
             )
-        assert self.check.journal is not None
         since = [f"--cursor={cursor['cursor']}"] if isinstance(cursor.get("cursor"), str) else ["--since=-1h"]
-        return shlex.join(self.check.journal.argv(*since))
+        return shlex.join(self.check.entries_of().argv(*since))
 
     def marked(self, limit: float) -> dict[str, Any]:
         """Return the result of marking the log, with its ``cursor``."""

@@ -94,7 +94,16 @@ class Check(NamedTuple):
     @property
     def place(self) -> str:
         """What the log is called in messages."""
-        return self.path or self.journal.place  # type: ignore[union-attr]
+        return self.path or self.entries_of().place
+
+    def entries_of(self) -> Journal:
+        """Return the journal.
+
+        :raises ValueError: when it is a file.
+        """
+        if self.journal is None:
+            raise ValueError(f"{self.path} is no journal")
+        return self.journal
 
 
 def parse_check(item: Any, where: str) -> Check:
@@ -171,7 +180,7 @@ class Tally:
     def __init__(self, check: Check) -> None:
         self.check = check
         self.numbers = [0] * len(check.counts)
-        self.examples: list[list[Entry]] = [[] for _ in check.counts]
+        self.examples: list[list[Entry]] = [[] for _pattern in check.counts]
         self.entries = 0
         self.allowed = 0
 

@@ -252,7 +252,7 @@ def parse_baseline(given: Any, checks: Sequence[Check]) -> list[dict[str, float]
         gate returned when it measured.
     :raises Problem: when one is no finite number, or belongs to nothing.
     """
-    found: list[dict[str, float]] = [{} for _ in checks]
+    found: list[dict[str, float]] = [{} for _number in checks]
     for key, value in (given or {}).items():
         parsed = number(value)
         if parsed is None:

@@ -67,7 +67,7 @@ def increase(counts: Sequence[Sample]) -> float | None:
     if len(counts) < 2:
         return None
     grown = 0.0
-    for (_, before), (_, after) in zip(counts, counts[1:]):
+    for (_at, before), (_later, after) in zip(counts, counts[1:]):
         grown += after - before if after >= before else after
     return grown
 

@@ -56,7 +56,8 @@ options:
       - "C(kind: command): C(command), C(chdir), and C(json) (names to paths) or C(patterns) (names to regular expressions); without these it prints a number.
         C(harmless) runs it in check mode."
       - "C(kind: redis): C(address) (host and port, or a socket), C(secret) (the password), C(username), C(tls). Values are C(hit_rate),
-        C(recent_hit_rate) (since the sample before), C(used_memory_percent) (of maxmemory), and every field of INFO, such as C(used_memory) and C(connected_clients)."
+        C(recent_hit_rate) (since the sample before), C(used_memory_percent) (of maxmemory), and every field of INFO,
+        such as C(used_memory) and C(connected_clients)."
       - "C(kind: process): C(pid_file) or C(unit). Values are C(memory), C(cpu) (percent of one processor, since the sample before), C(processes),
         C(threads) and C(open_files) of the process and all that it has started."
     type: list

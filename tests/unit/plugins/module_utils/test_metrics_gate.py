@@ -342,7 +342,7 @@ def test_rates_take_a_second_sample_by_themselves_and_follow_a_restart(pages):
     pages.answer = lambda _count: (200, f"c_total {next(counts)}\n")
     check = page(pages, {"increase": "c_total"}, require="x > 5", interval=0.05)
     probe = gate.prober(options(checks=[check]), False)
-    assert [probe(5)[0]["measured"]["x"] for _ in range(3)] == [100, 20, 10]
+    assert [probe(5)[0]["measured"]["x"] for _number in range(3)] == [100, 20, 10]
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_a_watch_asks_again_and_again_and_judges_over_all(pages):
     check = {**page(pages, "x", trigger="x > 5 for 0.3s"), "require": None}
     probe = gate.prober(options(checks=[check], accumulate=True), False)
     verdicts = []
-    for _ in range(6):
+    for _number in range(6):
         begun = time.monotonic()
         verdicts.append(probe(2)[0]["verdict"])
         assert time.monotonic() - begun < 0.3
@@ -407,13 +407,13 @@ def test_a_watch_forgets_what_is_older_than_the_window(pages):
     series(pages, 0, 1)
     probe = gate.prober(options(checks=[page(pages, "x", window=0.4)], accumulate=True), False)
     seen = []
-    for _ in range(6):
+    for _number in range(6):
         seen.append(probe(2)[0]["verdict"])
         time.sleep(0.15)
     assert seen[:2] == ["fail", "fail"] and seen[-2:] == ["pass", "pass"], seen
     series(pages, 1)
     probe = gate.prober(options(checks=[page(pages, "x")], accumulate=True), False)
-    for _ in range(50):
+    for _number in range(50):
         probe(2)
     # Nothing is kept that is not judged any more.
     assert len(pages.asked) >= 50
@@ -463,9 +463,10 @@ def test_queries_are_asked_as_prometheus_wants_it(pages):
 
 def test_sql(tmp_path):
     path = tmp_path / "shop.db"
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE orders (ms real)")
         connection.execute("INSERT INTO orders VALUES (100), (300)")
+        connection.commit()
 
     def one(text: str, require: str, **given: Any) -> tuple[str, str]:
         check = {"source": {"kind": "sql", "query": text}, "require": require, **given}
@@ -508,7 +509,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     address = f"127.0.0.1:{port}"
-    for _ in range(100):
+    for _number in range(100):
         try:
             _redis.info(address, PASSWORD, timeout=1)
             break
@@ -533,7 +534,7 @@ def test_redis(redis):
     command("CONFIG", "RESETSTAT")
     assert "nothing has been read" in one("hit_rate > 80%")["message"]
     command("SET", "a", "1")
-    for _ in range(9):
+    for _number in range(9):
         command("GET", "a")
     command("GET", "b")
     assert (

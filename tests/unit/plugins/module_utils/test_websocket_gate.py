@@ -330,7 +330,7 @@ def drips(connection: socket.socket, key: str) -> None:
 
 def drips_a_frame(connection: socket.socket, key: str) -> None:
     connection.sendall(accepted(key) + b"\x81\x7e\x40\x00")
-    for _ in range(200):
+    for _number in range(200):
         connection.sendall(b"x")
         time.sleep(0.05)
 
@@ -457,7 +457,7 @@ def test_a_fragmented_message_has_a_bound():
     def handle(connection: socket.socket, key: str) -> None:
         connection.sendall(accepted(key) + b"\x01\x00")
         piece = b"\x00\x7e\xff\xff" + b"x" * 65535
-        for _ in range(100):
+        for _number in range(100):
             connection.sendall(piece)
 
     with Raw(handle) as server:
@@ -566,7 +566,7 @@ def test_messages_come_out_as_they_went_in(messages, sizes, pings):
 def test_whatever_comes_ends_in_a_message_or_a_fault(data):
     stream = protocol.Stream(Fed(data, [7]), time.monotonic() + 60)
     with pytest.raises(protocol.Fault):
-        for _ in range(len(data) + 2):
+        for _number in range(len(data) + 2):
             stream.receive(time.monotonic() + 60)
     with contextlib.suppress(protocol.Fault):
         protocol.Stream(Fed(data, [7]), time.monotonic() + 60).handshake()
