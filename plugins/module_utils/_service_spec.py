@@ -206,6 +206,7 @@ def judge(
         "uptime": (lambda sample: sample.uptime, lambda value: f"{value:.0f} s"),
         "restarts": (lambda sample: sample.restarts, _number),
         "open_files": (lambda sample: sample.open_files, _number),
+        "open_files %": (lambda sample: sample.open_files_percent, _percent),
     }
     for name, bound in check.figures.items():
         title = name.replace("_", " ")
@@ -214,9 +215,8 @@ def judge(
         if name == "cpu":
             found, text = [cpu], _percent
         else:
-            read, text = readers[name]
-            if name == "open_files" and bound.text.endswith("%"):
-                read, text = (lambda sample: sample.open_files_percent), _percent
+            of_limit = name == "open_files" and bound.text.endswith("%")
+            read, text = readers["open_files %" if of_limit else name]
             # It only grows: what it was at first does not matter.
             looked = samples[-1:] if name == "uptime" else samples
             found = [read(sample) for sample in looked]
