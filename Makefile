@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.complete
 SCENARIO ?=
+RERUNS ?= 0
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Colours are for people; a log is read by programs too.
 export PY_COLORS := 0
@@ -43,9 +44,9 @@ lint-specs: $(READY)
 	python tests/check_specs.py
 
 .PHONY: unit
-unit: $(READY) ## unit tests
+unit: $(READY) ## unit tests; RERUNS=1 gives a failed one a second attempt, and names it
 	@mkdir -p build/reports
-	python -m pytest -q -n 2 --junitxml=build/reports/unit.xml tests/unit
+	python -m pytest -q -n 2 -r fEsR --reruns $(RERUNS) --junitxml=build/reports/unit.xml tests/unit
 
 .PHONY: sanity
 sanity: $(READY) ## ansible-test sanity on the committed state
@@ -85,7 +86,7 @@ test-guards: ## all of it: refusals, lost hosts, killed runs, sources and adopti
 
 .PHONY: test
 test: $(READY) ## all of it; ends with the number of tests that passed and failed
-	@MAKE="$(MAKE)" python tests/run_all.py
+	@MAKE="$(MAKE)" RERUNS=1 python tests/run_all.py
 
 .PHONY: clean
 clean: ## what builds and tests left behind, except the environment

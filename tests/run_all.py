@@ -57,25 +57,40 @@ class Count(NamedTuple):
     passed: int
     failed: int
     skipped: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
 
     def __add__(self, other: Count) -> Count:  # type: ignore[override]
-        return Count(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+        return Count(
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+            self.repeated + other.repeated,
+        )
 
 
 def count_report(text: str) -> Count:
-    """Count the test cases of a JUnit file: a failure or an error is a failure, a skipped one is neither."""
+    """Count the test cases of a JUnit file: a failure or an error is a failure, a skipped one is neither.
+
+    A test with a second attempt is there twice, the first time without its failure (pytest-rerunfailures): it counts
+    once, and is named as repeated if no attempt is left as a failure.
+    """
+    cases: dict[str, list[ElementTree.Element]] = {}
+    for case in ElementTree.fromstring(text).iter("testcase"):
+        cases.setdefault(f"{case.get('classname', '')}.{case.get('name', '')}", []).append(case)
     passed = failed = 0
     skipped = []
-    for case in ElementTree.fromstring(text).iter("testcase"):
-        reason = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
+    repeated = []
+    for name, attempts in cases.items():
+        reason = attempts[-1].find("skipped")
+        if any(case.find(fault) is not None for case in attempts for fault in ("failure", "error")):
             failed += 1
         elif reason is not None:
-            name = f"{case.get('classname', '')}.{case.get('name', '')}"
             skipped.append(f"{name}: {reason.get('message') or 'no reason given'}")
         else:
             passed += 1
-    return Count(passed, failed, tuple(skipped))
+            if len(attempts) > 1:
+                repeated.append(name)
+    return Count(passed, failed, tuple(skipped), tuple(repeated))
 
 
 def judge(step: Step, code: int, reports: list[str]) -> Count:
@@ -135,6 +150,8 @@ def main() -> int:
     print("\n".join(lines))
     for name in total.skipped:
         print(f"skipped: {name}")
+    for name in total.repeated:
+        print(f"passed at the second attempt only: {name}")
     print(f"{total.passed} passed, {total.failed} failed", flush=True)
     return 1 if total.failed or not total.passed else 0
 
