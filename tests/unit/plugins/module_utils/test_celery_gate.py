@@ -1,0 +1,482 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A gate of Celery with a real Redis and real workers and beats, broken in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.runbook.deploy.plugins.module_utils import _beats as beats
+from ansible_collections.runbook.deploy.plugins.module_utils import _celery_gate as gate
+from ansible_collections.runbook.deploy.plugins.module_utils._celery_spec import judge, parse_check
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._proc_tree import Entry
+from ansible_collections.runbook.deploy.plugins.module_utils._redis import Connection
+from ansible_collections.runbook.deploy.plugins.modules import celery_gate
+from redis_server import RedisServer, free_port, needs_redis
+
+HAS_CELERY = all(importlib.util.find_spec(name) for name in ("celery", "redis"))
+needs_celery = pytest.mark.skipif(not HAS_CELERY, reason="celery[redis] is not installed for this Python")
+PASSWORD = "p@ss/word-5521"
+R1, R2 = "1111aaaa1111-11111111", "2222bbbb2222-22222222"
+
+APP = """
+import os, sys, time
+from celery import Celery
+print("the application prints what it likes")
+app = Celery("shop", broker=os.environ["BROKER"])
+app.conf.update(
+    task_default_queue="shop", worker_hijack_root_logger=False, broker_connection_retry_on_startup=True,
+    beat_schedule={"tick": {"task": "shop.quick", "schedule": 0.5}} if os.environ.get("TICKS") else {},
+)
+
+@app.task(name="shop.quick")
+def quick():
+    return 1
+
+@app.task(name="shop.slow")
+def slow(seconds, secret):
+    time.sleep(seconds)
+"""
+
+
+class Shop:
+    """An application directory with a broker, and what was started of it."""
+
+    def __init__(self, directory: Path, redis: RedisServer) -> None:
+        self.directory = directory
+        self.redis = redis
+        self.children: list[subprocess.Popen] = []
+        (directory / "shop.py").write_text(APP)
+        (directory / "plain.py").write_text("app = 5\n")
+        (directory / "broken.py").write_text("import os\nraise RuntimeError(os.environ['BROKER'])\n")
+        (directory / "leaves.py").write_text("import sys\nsys.exit('no settings')\n")
+        (directory / "slow.py").write_text("import time\ntime.sleep(60)\n")
+
+    @property
+    def broker(self) -> str:
+        return f"redis://:p%40ss%2Fword-5521@{self.redis.address}/0"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"BROKER": self.broker, "C_FORCE_ROOT": "1"}
+
+    def start(self, *words: str, **variables: str) -> subprocess.Popen:
+        log = (self.directory / "celery.log").open("ab")
+        child = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "shop", *words],
+            cwd=self.directory,
+            env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **self.variables, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        self.children.append(child)
+        return child
+
+    def worker(self, name: str, *words: str, **variables: str) -> subprocess.Popen:
+        return self.start(
+            *("worker", "-n", f"{name}@here", "-c", "1", "-P", "threads"),
+            *("--without-gossip", "--without-mingle", *words),
+            **variables,
+        )
+
+    def beat(self, **variables: str) -> subprocess.Popen:
+        path = self.directory / f"schedule-{len(self.children)}"
+        return self.start("beat", "-s", str(path), "--pidfile", f"{path}.pid", **variables)
+
+    def kill(self, child: subprocess.Popen) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        self.children.remove(child)
+
+    def close(self) -> None:
+        for child in list(self.children):
+            self.kill(child)
+
+    def options(self, *checks: dict[str, Any], **more: Any) -> dict[str, Any]:
+        found = {name: spec.get("default") for name, spec in gate.OPTIONS.items()}
+        found.update(python=sys.executable, chdir=str(self.directory), app="shop", reply_timeout=0.8)
+        return {**found, "environment": json.dumps(self.variables), "checks": list(checks), **more}
+
+    def ask(self, *checks: dict[str, Any], left: float = 15.0, **more: Any) -> list[dict[str, Any]]:
+        return gate.prober(self.options(*checks, **more), False)(left)
+
+    def one(self, check: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return self.ask(check, **more)[0]
+
+    def wait(self, check: dict[str, Any], seconds: float = 20.0) -> None:
+        limit = time.monotonic() + seconds
+        while (found := self.one(check))["verdict"] != "pass":
+            log = (self.directory / "celery.log").read_text(errors="replace")[-2000:]
+            assert time.monotonic() < limit, f"{found['message']}\n{log}"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A broker and one worker, w1."""
+    with RedisServer(tmp_path_factory.mktemp("redis"), requirepass=PASSWORD) as redis:
+        shop = Shop(tmp_path_factory.mktemp("shop"), redis)
+        try:
+            shop.worker("w1", RUNBOOK_RELEASE=R1)
+            shop.wait({"workers": 1})
+            yield shop
+        finally:
+            shop.close()
+
+
+@pytest.fixture
+def shop(running):
+    """The broker and the worker, with nothing else afterwards."""
+    before = list(running.children)
+    yield running
+    for child in list(running.children):
+        if child not in before:
+            running.kill(child)
+    with Connection(running.redis.address, PASSWORD) as redis:
+        redis.ask("DEL", "shop", "unacked", "unacked_index", "forgotten")
+
+
+
+
+def test_everything_is_as_it_should_be(shop):
+    found = shop.ask(
+        {"workers": 1},
+        {"workers": "w1@here"},
+        {"workers": ["w?@here"]},
+        {"active": 0},
+        {"active": "< 5", "longer_than": 60},
+        {"reserved": "< 10"},
+        {"queue": "shop", "length": "< 5"},
+        {"tasks": ["shop.quick", "shop.slow"]},
+        {"release": R1},
+        {"beat": 0},
+    )
+    assert [item["verdict"] for item in found] == ["pass"] * 10, [item["message"] for item in found]
+    assert "1 workers answered: w1@here" in found[0]["observed"]
+    # All of it was one process of the application.
+    assert max(item["seconds"] for item in found) < 8
+
+
+def test_what_is_otherwise_fails(shop):
+    found = shop.ask(
+        {"workers": 2},
+        {"workers": ["w1@here", "w2@here"]},
+        {"active": ">= 1"},
+        {"queue": "shop", "length": "> 5"},
+        {"tasks": ["shop.quick", "shop.gone"]},
+        {"release": R2},
+        {"beat": 1},
+    )
+    assert [item["verdict"] for item in found] == ["fail"] * 7
+    words = ["w1@here", "w2@here did not answer", "0 tasks running", "0 messages wait", "does not know shop.gone"]
+    words += [f"runs the release {R1}", "0 beats run"]
+    for item, text in zip(found, words):
+        assert text in item["message"], item["message"]
+        assert "p@ss" not in json.dumps(item) and "p%40ss" not in json.dumps(item)
+    assert "celery -A shop status" in found[0]["repeat"] and shop.redis.address in found[0]["message"]
+
+
+def test_nothing_is_left_in_the_broker(shop):
+    with Connection(shop.redis.address, PASSWORD) as redis:
+        before = {name: redis.ask("TYPE", name) for name in redis.ask("KEYS", "*")}
+        bindings = redis.ask("SMEMBERS", "_kombu.binding.reply.celery.pidbox")
+        shop.ask({"workers": 1}, {"active": 0}, {"queue": "shop", "length": 0})
+        after = {name: redis.ask("TYPE", name) for name in redis.ask("KEYS", "*")}
+        assert sorted(after) == sorted(before)
+        assert redis.ask("SMEMBERS", "_kombu.binding.reply.celery.pidbox") == bindings
+
+
+def test_queue_that_fills(shop):
+    with Connection(shop.redis.address, PASSWORD) as redis:
+        redis.ask("RPUSH", "forgotten", *["x"] * 7)
+        found = shop.ask({"queue": "forgotten", "length": "< 5"}, {"queue": "forgotten", "length": 7})
+        assert [item["verdict"] for item in found] == ["fail", "pass"]
+        assert "7 messages wait in 'forgotten', which no worker that answered consumes" in found[0]["message"]
+        redis.ask("DEL", "forgotten")
+    # A queue that nobody knows is no empty one.
+    found = shop.one({"queue": "shpo", "length": "< 5"})
+    assert found["verdict"] == "inconclusive" and "only: shop" in found["message"]
+
+
+def test_long_task(shop):
+    text = "import shop; shop.slow.apply_async((3.0, 'argument-secret'))"
+    environment = {"PATH": os.environ["PATH"], **shop.variables}
+    subprocess.run([sys.executable, "-c", text], cwd=shop.directory, env=environment, check=True, capture_output=True)
+    time.sleep(0.3)
+    found = shop.ask(
+        {"active": 0}, {"active": 0, "longer_than": 0.2}, {"active": 0, "longer_than": 60}, {"active": "< 5"}
+    )
+    assert [item["verdict"] for item in found] == ["fail", "fail", "pass", "pass"]
+    assert "1 tasks running: shop.slow on w1@here" in found[0]["message"]
+    assert "argument-secret" not in json.dumps(found)
+    shop.wait({"active": 0})
+
+
+def test_worker_that_is_killed_and_one_that_hangs(shop):
+    child = shop.worker("w2")
+    shop.wait({"workers": 2})
+    os.kill(child.pid, signal.SIGSTOP)
+    found = shop.one({"workers": 2})
+    assert found["verdict"] == "fail" and "1 workers answered: w1@here" in found["message"]
+    os.kill(child.pid, signal.SIGCONT)
+    shop.wait({"workers": 2})
+    shop.kill(child)
+    found = shop.ask({"workers": 2}, {"workers": ["w2@here"]}, {"tasks": ["shop.quick"]})
+    assert [item["verdict"] for item in found] == ["fail", "fail", "pass"]
+
+
+def test_no_worker_although_the_broker_is_there(shop):
+    worker = shop.children[0]
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        found = shop.ask(
+            *({"workers": ">= 1"}, {"tasks": ["shop.quick"]}, {"active": 0}, {"release": R1}),
+            {"queue": "shop", "length": "< 5"},
+        )
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    assert [item["verdict"] for item in found] == ["fail", "fail", "inconclusive", "inconclusive", "pass"]
+    assert "no worker answered" in found[0]["message"]
+    shop.wait({"workers": 1})
+
+
+def test_second_beat(shop):
+    shop.beat()
+    shop.wait({"beat": 1})
+    shop.beat()
+    shop.wait({"beat": 2})
+    found = shop.ask({"beat": 1}, {"beat": "<= 2"})
+    assert [item["verdict"] for item in found] == ["fail", "pass"]
+    assert "2 beats run on this host (processes " in found[0]["message"]
+
+
+def test_beat_in_a_worker_and_age_of_the_schedule(shop):
+    path = shop.directory / "own-schedule"
+    shop.worker("w3", "-B", "-s", str(path))
+    shop.wait({"beat": 1})
+    path.touch()
+    assert shop.one({"beat": 1, "file": str(path), "max_age": "< 1m"})["verdict"] == "pass"
+    os.utime(path, (1, 1))
+    found = shop.one({"beat": 1, "file": str(path), "max_age": "< 1m"})
+    assert found["verdict"] == "fail" and "was changed" in found["message"]
+    found = shop.one({"beat": 1, "file": f"{path}-gone", "max_age": "< 1m"})
+    assert found["verdict"] == "inconclusive"
+
+
+def test_beats_of_other_applications_do_not_count(shop, tmp_path):
+    shop.beat()
+    shop.wait({"beat": 1})
+    other = shop.options({"beat": 0}, chdir=str(tmp_path), python=str(tmp_path / "bin" / "python"))
+    assert gate.prober(other, False)(5.0)[0]["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        ("shpo", "ModuleNotFoundError: No module named 'shpo'"),
+        ("shop:celery_app", "AttributeError"),
+        ("plain", "cannot be loaded"),
+        ("broken", "RuntimeError: "),
+        ("leaves", "SystemExit: no settings"),
+    ],
+)
+def test_wrong_application(shop, app, words):
+    found = shop.one({"workers": 1, "app": app})
+    assert found["verdict"] == "inconclusive" and words in found["message"], found["message"]
+    assert "p%40ss" not in json.dumps(found) and "5521" not in json.dumps(found)
+
+
+def test_application_that_does_not_end_to_load(shop):
+    begun = time.monotonic()
+    found = shop.one({"workers": 1, "app": "slow"}, left=3.0)
+    assert found["verdict"] == "inconclusive" and "the application was not loaded within" in found["message"]
+    assert time.monotonic() - begun < 4
+
+
+def test_unusable_python(shop):
+    found = shop.one({"workers": 1}, python="/nowhere/bin/python")
+    assert found["verdict"] == "inconclusive" and "is not found" in found["message"]
+    found = shop.one({"workers": 1}, root="/nowhere", python=None, chdir=None)
+    assert found["verdict"] == "inconclusive" and "no release is current" in found["message"]
+
+
+@pytest.mark.parametrize("fault", ["away", "hangs", "password", "no-redis"])
+def test_broker_that_cannot_be_reached(shop, tmp_path, fault):
+    """Celery itself would try for ever."""
+    if fault == "away":
+        address, sentence = f"127.0.0.1:{free_port()}", "cannot be reached"
+    elif fault == "password":
+        address, sentence = shop.redis.address, "cannot be reached"
+    elif fault == "no-redis":
+        import socket
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        address, sentence = f"127.0.0.1:{listener.getsockname()[1]}", "did not let it in within"
+    else:
+        address, sentence = shop.redis.address, "within"
+        os.kill(shop.redis.process.pid, signal.SIGSTOP)
+    broker = f"redis://:wrong-one-77@{address}/0" if fault == "password" else f"redis://:p%40ss%2Fword-5521@{address}/0"
+    begun = time.monotonic()
+    try:
+        found = shop.ask(
+            *({"workers": 1}, {"queue": "shop", "length": 0}), environment=json.dumps({"BROKER": broker}), left=4.0
+        )
+    finally:
+        if fault == "hangs":
+            os.kill(shop.redis.process.pid, signal.SIGCONT)
+    assert [item["verdict"] for item in found] == ["inconclusive"] * 2
+    assert sentence in found[0]["message"], found[0]["message"]
+    assert address in found[0]["message"] and "5521" not in json.dumps(found) and "wrong-one" not in json.dumps(found)
+    assert time.monotonic() - begun < 5
+    shop.wait({"workers": 1})
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_module(shop, capsys, check_mode):
+    given = {
+        "python": sys.executable,
+        "chdir": str(shop.directory),
+        "app": "shop",
+        "environment": json.dumps(shop.variables),
+        "deadline": 10,
+        "_ansible_check_mode": check_mode,
+    }
+    with patch_module_args({**given, "checks": [{"workers": 1}]}), pytest.raises(SystemExit):
+        celery_gate.main()
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["passed"] and not answer["changed"]
+    with patch_module_args({**given, "deadline": 4, "checks": [{"workers": 5}]}), pytest.raises(SystemExit):
+        celery_gate.main()
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["failed"] and answer["verdict"] == "fail" and "5521" not in json.dumps(answer)
+
+
+BAD = [
+    ({}, "0 subjects"),
+    ("workers", "must be a mapping"),
+    ({"workers": 1, "active": 0}, "2 subjects"),
+    ({"wokers": 1}, "did you mean 'workers'"),
+    ({"workers": 1, "length": 5}, "unknown key"),
+    ({"workers": 0}, "no worker at all"),
+    ({"workers": "< 5"}, "no worker at all"),
+    ({"workers": True}, "must be a comparison"),
+    ({"workers": []}, "empty list"),
+    ({"workers": None}, "must be a number"),
+    ({"queue": "shop"}, "expects nothing"),
+    ({"queue": "shop", "length": "many"}, "must be a comparison"),
+    ({"beat": 1, "file": "/a"}, "both file and max_age"),
+    ({"beat": 1, "file": "a", "max_age": "< 5m"}, "absolute path"),
+    ({"beat": 1, "file": "/a", "max_age": "> 5m"}, "upper limit"),
+    ({"tasks": []}, "empty list"),
+    ({"release": ""}, "must be a text"),
+    ({"workers": 1, "app": "-x"}, "celery -A"),
+]
+
+
+@pytest.mark.parametrize(("item", "words"), BAD)
+def test_bad_checks(tmp_path, item, words):
+    with pytest.raises(Problem, match="checks") as found:
+        parse_check(item, "checks[0]")
+    assert words in found.value.message
+
+
+def test_bad_options(tmp_path):
+    base = {name: spec.get("default") for name, spec in gate.OPTIONS.items()}
+    for more, words in (
+        ({"checks": [{"workers": 1}]}, "root, or python"),
+        ({"checks": [{"workers": 1}], "root": "/srv/shop"}, "names no app"),
+        ({"checks": [{"workers": 1}], "root": "/srv/shop", "timeout": 0}, "timeout"),
+        ({"checks": [{"workers": 1}], "root": "/srv/shop", "app": "a", "environment": "{"}, "environment"),
+    ):
+        with pytest.raises(Problem, match=words):
+            gate.prober({**base, **more}, False)
+    # The package of the settings is what Django projects call their application.
+    gate.prober({**base, "root": "/srv/shop", "settings_module": "shop.settings", "checks": [{"workers": 1}]}, False)
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("/srv/e/bin/python /srv/e/bin/celery -A shop beat -l info", True),
+        ("/srv/e/bin/python -m celery --app=shop beat", True),
+        ("/srv/e/bin/celery -A shop worker -B", True),
+        ("/srv/e/bin/celery -A shop worker --beat -c 2", True),
+        ("/srv/e/bin/celery -A shop worker -lB", True),
+        ("/srv/e/bin/celery -A shop worker -Q beat", False),
+        ("/srv/e/bin/celery -A beat worker", False),
+        ("/srv/e/bin/celery -A shop inspect ping", False),
+        ("/srv/e/bin/gunicorn shop.wsgi", False),
+        ("vim celery.txt", False),
+        ("", False),
+    ],
+)
+def test_which_command_is_a_beat(command, found):
+    assert beats.is_beat(command.split()) is found
+
+
+def test_titles_that_celery_gives_itself():
+    assert beats.is_beat(["[celery beat] -A shop beat"])
+    assert beats.is_beat(["[celeryd: w1@host:MainProcess] -active- (-A shop worker -B)"])
+    assert not beats.is_beat(["[celeryd: w1@host:MainProcess] -active- (-A shop worker)"])
+    assert beats.named(["[celery beat] -A shop beat"]) == "shop"
+    assert beats.named(["celery", "--app=shop.celery:app", "beat"]) == "shop.celery:app"
+    assert beats.named(["celery", "beat"]) is None
+
+
+def test_whose_beat_it_is():
+    application = beats.Application("/srv/shop", ["/srv/shop"], (), "shop")
+    words = ["python", "-m", "celery", "-A", "shop", "beat"]
+    own = beats.belongs
+    assert own(application, words, {"RUNBOOK_ROOT": "/srv/shop/"}, None) is True
+    assert own(application, words, {"RUNBOOK_ROOT": "/srv/other"}, ["/srv/shop/x"]) is False
+    assert own(application, words, {"PATH": "x"}, ["/srv/shop/releases/r1"]) is True
+    assert own(application, words, {"PATH": "x", "VIRTUAL_ENV": "/srv/shop/environments/e"}, ["/"]) is True
+    assert own(application, words, {"PATH": "x"}, ["/srv/shop2"]) is False
+    assert own(application, ["/srv/shop/environments/e/bin/celery", "beat"], {}, None) is True
+    # It may be ours: who cannot look does not know.
+    assert own(application, words, {}, None) is None
+    assert own(application, ["celery", "-A", "other", "beat"], {}, None) is False
+
+
+def test_wrapper_and_children_of_a_beat_count_once():
+    entries = {pid: Entry(pid, parent, 1, 1, 0, 1, 1, "x") for pid, parent in ((5, 1), (6, 5), (7, 6), (9, 1))}
+    commands = {pid: f"/srv/shop/bin/celery -A shop {'beat' if pid != 9 else 'worker'}".split() for pid in entries}
+    application = beats.Application(None, ["/srv/shop"], (), "shop")
+    assert beats.find(application, entries, lambda pid: commands[pid]) == beats.Found([5], [])
+
+
+def test_what_nobody_said_is_not_known():
+    answers = {"ping": {"a@x": {}, "b@x": {}}, "active": {"a@x": [{"name": "t", "time_start": 90.0}]}, "registered": {}}
+    for item, verdict in (
+        ({"active": "< 5"}, "unknown"),
+        ({"active": 0}, "wrong"),
+        ({"active": "> 5"}, "unknown"),
+        ({"active": 3}, "unknown"),
+        ({"active": "< 1", "longer_than": 5}, "wrong"),
+        ({"active": "< 1", "longer_than": 20}, "unknown"),
+        ({"tasks": "t"}, "unknown"),
+    ):
+        found = judge(parse_check(item, "checks[0]"), answers, 100.0)
+        assert (verdict == "wrong") is bool(found.wrong) and (verdict == "unknown") is bool(found.unknown), item
+
+
+def test_lines_of_the_application_are_not_taken_for_ours():
+    text = 'mark {"stage": "broker"}\n{"answer": 1}\nmark broken\n mark {"answer": 2}\nmark {"answer": {"a": 1}}\n'
+    assert gate.parse_lines([text], "mark ") == {"stage": "broker", "answer": {"a": 1}}
