@@ -21,7 +21,7 @@ import json
 import os
 import sys
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 VARIABLE = "RUNBOOK_CELERY"
 # Longer texts of errors say nothing more.
@@ -58,7 +58,14 @@ def find(name: str) -> Any:
     """
     from celery.app.utils import find_app
 
-    app = find_app(name)
+    try:
+        app = find_app(name)
+    except ImportError as error:
+        module, colon, attribute = name.partition(":")
+        if colon and getattr(error, "name", None) == name:
+            # Celery takes the whole of it for a module then, and says that there is none.
+            raise AttributeError(f"the module {module!r} has no {attribute!r}") from error
+        raise
     if not hasattr(app, "control") or not hasattr(app, "conf"):
         raise TypeError(f"{name!r} is {type(app).__name__}, no Celery application")
     # Read now, so that what is wrong with the settings is not taken for the broker's fault.
@@ -71,7 +78,9 @@ def passwords(app: Any, connection: Any) -> list[str]:
     found = []
     with contextlib.suppress(Exception):
         found.append(connection.password)
-        found += [alternate.password for alternate in connection.alt or [] if hasattr(alternate, "password")]
+    with contextlib.suppress(Exception):
+        # Further brokers to try are addresses as they are written.
+        found += [unquote(urlsplit(str(url)).password or "") for url in connection.alt or []]
     texts = [text for text in found if isinstance(text, str) and text]
     return sorted({*texts, *(quote(text, safe="") for text in texts)}, key=len, reverse=True)
 

@@ -234,15 +234,12 @@ class Asked:
         if ended.timed_out:
             cut = allowed < self.timeout
             advice = "raise the deadline" if cut else "see what it waits for, or raise the timeout"
-            raise Unasked(f"{self._at(WAITED.get(stage, WAITED['']))} within {allowed:.1f} s: {advice}", cut)
+            raise Unasked(f"{WAITED.get(stage, WAITED[''])} within {allowed:.1f} s: {advice}", cut)
         last = excerpt(ended.stderr.text() or ended.stdout.text(), 3).replace("\n", " ")
         raise Unasked(
             f"the application's process ended without an answer, with exit code {ended.rc}"
             + (f": {last}" if last else "")
         )
-
-    def _at(self, text: str) -> str:
-        return f"{text} (broker {self.broker})" if self.broker else text
 
     def _why(self, error: Mapping[str, Any]) -> str:
         text = str(error.get("text") or "").rstrip(".")

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +26,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 from ansible_collections.runbook.deploy.plugins.module_utils._proc_tree import Entry
 from ansible_collections.runbook.deploy.plugins.module_utils._redis import Connection
 from ansible_collections.runbook.deploy.plugins.modules import celery_gate
-from redis_server import RedisServer, free_port, needs_redis
+from redis_server import RedisServer, free_port
 
 HAS_CELERY = all(importlib.util.find_spec(name) for name in ("celery", "redis"))
-needs_celery = pytest.mark.skipif(not HAS_CELERY, reason="celery[redis] is not installed for this Python")
 PASSWORD = "p@ss/word-5521"
 R1, R2 = "1111aaaa1111-11111111", "2222bbbb2222-22222222"
 
@@ -47,8 +47,10 @@ def quick():
     return 1
 
 @app.task(name="shop.slow")
-def slow(seconds, secret):
-    time.sleep(seconds)
+def slow(path, secret):
+    limit = time.monotonic() + 120
+    while not os.path.exists(path) and time.monotonic() < limit:
+        time.sleep(0.05)
 """
 
 
@@ -120,17 +122,35 @@ class Shop:
     def one(self, check: dict[str, Any], **more: Any) -> dict[str, Any]:
         return self.ask(check, **more)[0]
 
-    def wait(self, check: dict[str, Any], seconds: float = 20.0) -> None:
-        limit = time.monotonic() + seconds
-        while (found := self.one(check))["verdict"] != "pass":
-            log = (self.directory / "celery.log").read_text(errors="replace")[-2000:]
-            assert time.monotonic() < limit, f"{found['message']}\n{log}"
+    def until(
+        self, verdicts: str, *checks: dict[str, Any], words: str = "", **more: Any
+    ) -> list[dict[str, Any]]:
+        """Ask until the verdicts are those of the first letters in *verdicts*, and *words* are in a message.
+
+        On a loaded machine a worker may be late once.
+        """
+        limit = time.monotonic() + 60
+        while True:
+            found = self.ask(*checks, **more)
+            right = [item["verdict"][0] for item in found] == list(verdicts)
+            if right and any(words in item["message"] for item in found):
+                return found
+            if time.monotonic() > limit:
+                log = (self.directory / "celery.log").read_text(errors="replace")[-2000:]
+                pytest.fail("\n".join([*(str(item) for item in found), log]))
             time.sleep(0.1)
+
+    def wait(self, check: dict[str, Any]) -> None:
+        self.until("p", check)
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     """A broker and one worker, w1."""
+    if not HAS_CELERY:
+        pytest.skip("celery[redis] is not installed for this Python")
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
     with RedisServer(tmp_path_factory.mktemp("redis"), requirepass=PASSWORD) as redis:
         shop = Shop(tmp_path_factory.mktemp("shop"), redis)
         try:
@@ -153,10 +173,9 @@ def shop(running):
         redis.ask("DEL", "shop", "unacked", "unacked_index", "forgotten")
 
 
-
-
 def test_everything_is_as_it_should_be(shop):
-    found = shop.ask(
+    found = shop.until(
+        "p" * 10,
         {"workers": 1},
         {"workers": "w1@here"},
         {"workers": ["w?@here"]},
@@ -168,14 +187,22 @@ def test_everything_is_as_it_should_be(shop):
         {"release": R1},
         {"beat": 0},
     )
-    assert [item["verdict"] for item in found] == ["pass"] * 10, [item["message"] for item in found]
     assert "1 workers answered: w1@here" in found[0]["observed"]
-    # All of it was one process of the application.
-    assert max(item["seconds"] for item in found) < 8
+
+
+def test_all_checks_are_asked_by_one_process(shop, monkeypatch):
+    asked = []
+    run = gate.run_bounded
+    monkeypatch.setattr(
+        gate, "run_bounded", lambda *words, **more: asked.append(words) or run(*words, **more)
+    )
+    shop.ask({"workers": 1}, {"active": 0}, {"queue": "shop", "length": 0}, {"tasks": ["shop.quick"]})
+    assert len(asked) == 1
 
 
 def test_what_is_otherwise_fails(shop):
-    found = shop.ask(
+    found = shop.until(
+        "f" * 7,
         {"workers": 2},
         {"workers": ["w1@here", "w2@here"]},
         {"active": ">= 1"},
@@ -183,9 +210,15 @@ def test_what_is_otherwise_fails(shop):
         {"tasks": ["shop.quick", "shop.gone"]},
         {"release": R2},
         {"beat": 1},
+        words="w2@here did not answer (1 workers",
     )
-    assert [item["verdict"] for item in found] == ["fail"] * 7
-    words = ["w1@here", "w2@here did not answer", "0 tasks running", "0 messages wait", "does not know shop.gone"]
+    words = [
+        "w1@here",
+        "w2@here did not answer",
+        "0 tasks running",
+        "0 messages wait",
+        "does not know shop.gone",
+    ]
     words += [f"runs the release {R1}", "0 beats run"]
     for item, text in zip(found, words):
         assert text in item["message"], item["message"]
@@ -206,9 +239,10 @@ def test_nothing_is_left_in_the_broker(shop):
 def test_queue_that_fills(shop):
     with Connection(shop.redis.address, PASSWORD) as redis:
         redis.ask("RPUSH", "forgotten", *["x"] * 7)
-        found = shop.ask({"queue": "forgotten", "length": "< 5"}, {"queue": "forgotten", "length": 7})
-        assert [item["verdict"] for item in found] == ["fail", "pass"]
-        assert "7 messages wait in 'forgotten', which no worker that answered consumes" in found[0]["message"]
+        words = "7 messages wait in 'forgotten', which no worker that answered consumes"
+        shop.until(
+            "fp", {"queue": "forgotten", "length": "< 5"}, {"queue": "forgotten", "length": 7}, words=words
+        )
         redis.ask("DEL", "forgotten")
     # A queue that nobody knows is no empty one.
     found = shop.one({"queue": "shpo", "length": "< 5"})
@@ -216,14 +250,22 @@ def test_queue_that_fills(shop):
 
 
 def test_long_task(shop):
-    text = "import shop; shop.slow.apply_async((3.0, 'argument-secret'))"
+    done = shop.directory / "done"
+    text = f"import shop; shop.slow.apply_async(({str(done)!r}, 'argument-secret'))"
     environment = {"PATH": os.environ["PATH"], **shop.variables}
-    subprocess.run([sys.executable, "-c", text], cwd=shop.directory, env=environment, check=True, capture_output=True)
-    time.sleep(0.3)
-    found = shop.ask(
-        {"active": 0}, {"active": 0, "longer_than": 0.2}, {"active": 0, "longer_than": 60}, {"active": "< 5"}
+    subprocess.run(
+        [sys.executable, "-c", text], cwd=shop.directory, env=environment, check=True, capture_output=True
     )
-    assert [item["verdict"] for item in found] == ["fail", "fail", "pass", "pass"]
+    try:
+        found = shop.until(
+            "ffpp",
+            {"active": 0},
+            {"active": 0, "longer_than": 0.2},
+            {"active": 0, "longer_than": 600},
+            {"active": "< 5"},
+        )
+    finally:
+        done.touch()
     assert "1 tasks running: shop.slow on w1@here" in found[0]["message"]
     assert "argument-secret" not in json.dumps(found)
     shop.wait({"active": 0})
@@ -233,13 +275,11 @@ def test_worker_that_is_killed_and_one_that_hangs(shop):
     child = shop.worker("w2")
     shop.wait({"workers": 2})
     os.kill(child.pid, signal.SIGSTOP)
-    found = shop.one({"workers": 2})
-    assert found["verdict"] == "fail" and "1 workers answered: w1@here" in found["message"]
+    shop.until("f", {"workers": 2}, words="1 workers answered: w1@here")
     os.kill(child.pid, signal.SIGCONT)
     shop.wait({"workers": 2})
     shop.kill(child)
-    found = shop.ask({"workers": 2}, {"workers": ["w2@here"]}, {"tasks": ["shop.quick"]})
-    assert [item["verdict"] for item in found] == ["fail", "fail", "pass"]
+    shop.until("ffp", {"workers": 2}, {"workers": ["w2@here"]}, {"tasks": ["shop.quick"]})
 
 
 def test_no_worker_although_the_broker_is_there(shop):
@@ -291,7 +331,7 @@ def test_beats_of_other_applications_do_not_count(shop, tmp_path):
     ("app", "words"),
     [
         ("shpo", "ModuleNotFoundError: No module named 'shpo'"),
-        ("shop:celery_app", "AttributeError"),
+        ("shop:celery_app", "the module 'shop' has no 'celery_app'"),
         ("plain", "cannot be loaded"),
         ("broken", "RuntimeError: "),
         ("leaves", "SystemExit: no settings"),
@@ -305,9 +345,10 @@ def test_wrong_application(shop, app, words):
 
 def test_application_that_does_not_end_to_load(shop):
     begun = time.monotonic()
-    found = shop.one({"workers": 1, "app": "slow"}, left=3.0)
+    found = shop.one({"workers": 1, "app": "slow"}, left=4.0)
     assert found["verdict"] == "inconclusive" and "the application was not loaded within" in found["message"]
-    assert time.monotonic() - begun < 4
+    # It sleeps for 60.
+    assert time.monotonic() - begun < 30
 
 
 def test_unusable_python(shop):
@@ -332,19 +373,29 @@ def test_broker_that_cannot_be_reached(shop, tmp_path, fault):
     else:
         address, sentence = shop.redis.address, "within"
         os.kill(shop.redis.process.pid, signal.SIGSTOP)
-    broker = f"redis://:wrong-one-77@{address}/0" if fault == "password" else f"redis://:p%40ss%2Fword-5521@{address}/0"
+    broker = (
+        f"redis://:wrong-one-77@{address}/0"
+        if fault == "password"
+        else f"redis://:p%40ss%2Fword-5521@{address}/0"
+    )
     begun = time.monotonic()
     try:
         found = shop.ask(
-            *({"workers": 1}, {"queue": "shop", "length": 0}), environment=json.dumps({"BROKER": broker}), left=4.0
+            *({"workers": 1}, {"queue": "shop", "length": 0}),
+            environment=json.dumps({"BROKER": broker}),
+            left=15.0 if fault in ("away", "password") else 4.0,
         )
     finally:
         if fault == "hangs":
             os.kill(shop.redis.process.pid, signal.SIGCONT)
     assert [item["verdict"] for item in found] == ["inconclusive"] * 2
     assert sentence in found[0]["message"], found[0]["message"]
-    assert address in found[0]["message"] and "5521" not in json.dumps(found) and "wrong-one" not in json.dumps(found)
-    assert time.monotonic() - begun < 5
+    assert (
+        address in found[0]["message"]
+        and "5521" not in json.dumps(found)
+        and "wrong-one" not in json.dumps(found)
+    )
+    assert time.monotonic() - begun < 25
     shop.wait({"workers": 1})
 
 
@@ -355,14 +406,17 @@ def test_module(shop, capsys, check_mode):
         "chdir": str(shop.directory),
         "app": "shop",
         "environment": json.dumps(shop.variables),
-        "deadline": 10,
+        "deadline": 30,
         "_ansible_check_mode": check_mode,
     }
     with patch_module_args({**given, "checks": [{"workers": 1}]}), pytest.raises(SystemExit):
         celery_gate.main()
     answer = json.loads(capsys.readouterr().out)
     assert answer["passed"] and not answer["changed"]
-    with patch_module_args({**given, "deadline": 4, "checks": [{"workers": 5}]}), pytest.raises(SystemExit):
+    with (
+        patch_module_args({**given, "deadline": 30, "patience": 0.1, "checks": [{"workers": 5}]}),
+        pytest.raises(SystemExit),
+    ):
         celery_gate.main()
     answer = json.loads(capsys.readouterr().out)
     assert answer["failed"] and answer["verdict"] == "fail" and "5521" not in json.dumps(answer)
@@ -408,7 +462,9 @@ def test_bad_options(tmp_path):
         with pytest.raises(Problem, match=words):
             gate.prober({**base, **more}, False)
     # The package of the settings is what Django projects call their application.
-    gate.prober({**base, "root": "/srv/shop", "settings_module": "shop.settings", "checks": [{"workers": 1}]}, False)
+    gate.prober(
+        {**base, "root": "/srv/shop", "settings_module": "shop.settings", "checks": [{"workers": 1}]}, False
+    )
 
 
 @pytest.mark.parametrize(
@@ -456,14 +512,22 @@ def test_whose_beat_it_is():
 
 
 def test_wrapper_and_children_of_a_beat_count_once():
-    entries = {pid: Entry(pid, parent, 1, 1, 0, 1, 1, "x") for pid, parent in ((5, 1), (6, 5), (7, 6), (9, 1))}
-    commands = {pid: f"/srv/shop/bin/celery -A shop {'beat' if pid != 9 else 'worker'}".split() for pid in entries}
+    entries = {
+        pid: Entry(pid, parent, 1, 1, 0, 1, 1, "x") for pid, parent in ((5, 1), (6, 5), (7, 6), (9, 1))
+    }
+    commands = {
+        pid: f"/srv/shop/bin/celery -A shop {'beat' if pid != 9 else 'worker'}".split() for pid in entries
+    }
     application = beats.Application(None, ["/srv/shop"], (), "shop")
     assert beats.find(application, entries, lambda pid: commands[pid]) == beats.Found([5], [])
 
 
 def test_what_nobody_said_is_not_known():
-    answers = {"ping": {"a@x": {}, "b@x": {}}, "active": {"a@x": [{"name": "t", "time_start": 90.0}]}, "registered": {}}
+    answers = {
+        "ping": {"a@x": {}, "b@x": {}},
+        "active": {"a@x": [{"name": "t", "time_start": 90.0}]},
+        "registered": {},
+    }
     for item, verdict in (
         ({"active": "< 5"}, "unknown"),
         ({"active": 0}, "wrong"),
@@ -474,7 +538,9 @@ def test_what_nobody_said_is_not_known():
         ({"tasks": "t"}, "unknown"),
     ):
         found = judge(parse_check(item, "checks[0]"), answers, 100.0)
-        assert (verdict == "wrong") is bool(found.wrong) and (verdict == "unknown") is bool(found.unknown), item
+        assert (verdict == "wrong") is bool(found.wrong) and (verdict == "unknown") is bool(found.unknown), (
+            item
+        )
 
 
 def test_lines_of_the_application_are_not_taken_for_ours():
