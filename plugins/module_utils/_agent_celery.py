@@ -69,7 +69,7 @@ def find(name: str) -> Any:
     if not hasattr(app, "control") or not hasattr(app, "conf"):
         raise TypeError(f"{name!r} is {type(app).__name__}, no Celery application")
     # Read now, so that what is wrong with the settings is not taken for the broker's fault.
-    _ = app.conf.broker_url
+    str(app.conf.broker_url)
     return app
 
 

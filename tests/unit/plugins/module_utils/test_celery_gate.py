@@ -9,7 +9,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 from ansible_collections.runbook.deploy.plugins.module_utils._proc_tree import Entry
 from ansible_collections.runbook.deploy.plugins.module_utils._redis import Connection
 from ansible_collections.runbook.deploy.plugins.modules import celery_gate
-from redis_server import RedisServer, free_port
+from redis_server import PROGRAM, RedisServer, free_port
 
 HAS_CELERY = all(importlib.util.find_spec(name) for name in ("celery", "redis"))
 PASSWORD = "p@ss/word-5521"
@@ -149,7 +148,7 @@ def running(tmp_path_factory):
     """A broker and one worker, w1."""
     if not HAS_CELERY:
         pytest.skip("celery[redis] is not installed for this Python")
-    if shutil.which("redis-server") is None:
+    if PROGRAM is None:
         pytest.skip("redis-server is not installed")
     with RedisServer(tmp_path_factory.mktemp("redis"), requirepass=PASSWORD) as redis:
         shop = Shop(tmp_path_factory.mktemp("shop"), redis)
