@@ -43,6 +43,22 @@ options:
         description: What a backup does with tables whose engine has no transactions, V(refuse) (default) or V(lock), which lets writers wait.
         type: str
         choices: [refuse, lock]
+      scratch:
+        description: The server on which copies are tried, where that is another one; what is not given is as for the live database.
+        type: dict
+        suboptions:
+          host:
+            description: The server's host.
+            type: str
+          port:
+            description: The server's port.
+            type: int
+          user:
+            description: The role to log in as, which may make databases.
+            type: str
+          password:
+            description: The password of the role.
+            type: str
   database_admin:
     description:
       - The role that may make, rename and remove databases, C(app_database_admin), for engines with a server.

@@ -90,7 +90,13 @@ class _Guard:
         if key is None or str(named[key]) != str(self.live.get("name") or named[key]):
             return
         named[key] = self.scratch["name"]
-        for member in ("host", "port"):
+        if self.scratch.get("host") and not self.scratch.get("port"):
+            # Another server's: the usual one.
+            named.pop("port", None)
+        if self.scratch.get("password"):
+            # What mysqlclient calls it.
+            named.pop("passwd", None)
+        for member in ("host", "port", "user", "password"):
             if self.scratch.get(member):
                 named[member] = int(self.scratch[member]) if member == "port" else self.scratch[member]
 

@@ -66,7 +66,7 @@ def point_to_scratch(context: Any, configured: dict[str, Any], database: dict[st
     of it): the code under test has no business with live data. Returns the names of those that are off.
 
     :param database: the scratch ``{engine, path}``, or ``{engine, name}`` with ``host`` and ``port`` where the server
-        is another than that of the settings. User and password stay those of the settings.
+        is another than that of the settings. User and password stay those of the settings, where it has none.
     """
     default = configured.get("default") or {}
     vendor = vendor_of(default)
@@ -111,9 +111,12 @@ def _is_same(settings_dict: dict[str, Any], default: dict[str, str], vendor: str
 
 def _replace(settings_dict: dict[str, Any], database: dict[str, Any]) -> None:
     settings_dict["NAME"] = database.get("path") or database["name"]
-    for key in ("host", "port"):
+    for key in ("host", "port", "user", "password"):
         if database.get(key):
             settings_dict[key.upper()] = str(database[key])
+    if database.get("host") and not database.get("port"):
+        # Another server's: the usual one.
+        settings_dict["PORT"] = ""
     options = settings_dict.get("OPTIONS")
     if isinstance(options, dict):
         for key in NAMING_OPTIONS:

@@ -16,7 +16,7 @@ from typing import Any
 from ansible_collections.runbook.deploy.plugins.module_utils._agent import Agent, AgentProblem
 from ansible_collections.runbook.deploy.plugins.module_utils._alembic_plan import judge_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._application import Installed
-from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of, heads
+from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of, heads, on_scratch
 from ansible_collections.runbook.deploy.plugins.module_utils._migrate import (
     check_database,
     index_notes,
@@ -77,7 +77,11 @@ def begun(
     :param scratch: as :func:`verify` takes it.
     :raises Problem: when it uses another database.
     """
-    place = {key: value for key, value in (live or {}).items() if key not in ("password", "user", "shared")}
+    place = {
+        key: value
+        for key, value in (live or {}).items()
+        if key not in ("password", "user", "shared", "scratch")
+    }
     started = agent.call("start", argv=["alembic"], database=scratch_of(scratch, live), live=place)
     check_database(target, started, live, agent.call("where"), bool(scratch))
     return started
@@ -123,7 +127,7 @@ def verify(
         missing: dict[str, Any] | None = None
         look = bool(checks and scratch and not state["remaining"] and not covered)
         if scratch and held(rehearse, state["pending"], state["applied"]):
-            engine = engine_of({**(live or {}), **scratch}, None, target.user)
+            engine = engine_of(on_scratch(live, scratch), None, target.user)
             last = plan["migrations"][-1]["name"] if look else ""
             rehearsal = Models(
                 agent, engine, scratch, when=rehearse, limit=limit, lock_timeout=lock_timeout, last=last

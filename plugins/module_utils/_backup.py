@@ -321,7 +321,7 @@ def copy_to_scratch(layout: Layout, engine: Engine, name: str, user: str | None)
     :raises Problem: when there is no room, or the database cannot be read.
     """
     size = engine.size()
-    require_space([(layout.backups, size), (layout.scratch, size), *engine.server_space(size)])
+    require_space([(layout.backups, size), (layout.scratch, size), *engine.scratch_space(size)])
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=layout.backups) as partial:
         dump = Path(partial) / engine.dump_name
         engine.dump(dump)
@@ -338,7 +338,7 @@ def take(layout: Layout, engine: Engine, request: Request) -> Taken:
     size = engine.size()
     needs = [(layout.backups, size)]
     if request.verify == "restore" or request.scratch:
-        needs += [(layout.scratch, size), *engine.server_space(size)]
+        needs += [(layout.scratch, size), *engine.scratch_space(size)]
     require_space(needs)
     owner_of(request.user)
     backup_id = free_id(layout, request.id)

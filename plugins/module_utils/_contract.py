@@ -159,13 +159,15 @@ DATABASE = {
     "user": "str",
     "password": "str",
     "nontransactional": "str",
+    "scratch": "dict",
 }
+SCRATCH = {"host": "str", "port": "int", "user": "str", "password": "str"}
 DATABASE_ADMIN = {"user": "str", "password": "str", "os_user": "str"}
 # The keys that each engine has of app_database.
 ENGINES = {
     "sqlite": ("engine", "path", "shared"),
-    "postgresql": ("engine", "name", "host", "port", "user", "password"),
-    "mysql": ("engine", "name", "host", "port", "user", "password", "nontransactional"),
+    "postgresql": ("engine", "name", "host", "port", "user", "password", "scratch"),
+    "mysql": ("engine", "name", "host", "port", "user", "password", "nontransactional", "scratch"),
 }
 ARCHIVE = {"path": "str", "sha256": "str"}
 ADOPT = {"path": "str", "service": "str", "environment_file": "str", "socket": "str"}
@@ -431,6 +433,8 @@ def _check_database(values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with ``app_database``; a database inside a release would be new with each of them."""
     database = values["app_database"]
     errors = _keys("app_database", database, DATABASE)
+    if not errors:
+        errors += _keys("app_database.scratch", database.get("scratch") or {}, SCRATCH)
     errors += _keys("app_database_admin", values["app_database_admin"], DATABASE_ADMIN)
     if not database:
         if values["app_framework"] != "none":

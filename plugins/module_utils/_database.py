@@ -41,6 +41,15 @@ DATABASE_OPTION: dict[str, Any] = {
         "user": {"type": "str"},
         "password": {"type": "str", "no_log": True},
         "nontransactional": {"type": "str", "choices": ["refuse", "lock"]},
+        "scratch": {
+            "type": "dict",
+            "options": {
+                "host": {"type": "str"},
+                "port": {"type": "int"},
+                "user": {"type": "str"},
+                "password": {"type": "str", "no_log": True},
+            },
+        },
     },
 }
 
@@ -71,6 +80,43 @@ def place_for(database: Mapping[str, Any], password: str, os_user: str | None) -
     if os_user and not password and str(database.get("host") or "") in LOCAL:
         return {**database, "host": ""}
     return database
+
+
+def trial_server(database: Mapping[str, Any], lobby: str) -> dict[str, Any] | None:
+    """Return the server of ``app_database.scratch`` as an ``app_database`` of its own; None where copies are tried beside the live one.
+
+    What it does not name is as for the live database.
+
+    :param lobby: the database there that one is connected to while others are made.
+    """
+    given = {key: value for key, value in (database.get("scratch") or {}).items() if value not in (None, "")}
+    if not given:
+        return None
+    # Another server's port and credentials are not those of the live one's by chance; a role's name and password go together.
+    found = {
+        "engine": database.get("engine"),
+        "name": lobby,
+        "host": given.get("host") or database.get("host"),
+    }
+    found["port"] = given.get("port") or (None if given.get("host") else database.get("port"))
+    found["user"] = given.get("user") or database.get("user")
+    found["password"] = given.get("password") or (None if given.get("user") else database.get("password"))
+    return found
+
+
+def on_scratch(live: Mapping[str, Any] | None, scratch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an ``app_database`` that reaches the *scratch* of the database *live*, with the password that *scratch* never has."""
+    database = dict(live or {})
+    elsewhere = trial_server(database, "")
+    if elsewhere and is_at(elsewhere, scratch):
+        database.update(elsewhere)
+    database.pop("scratch", None)
+    return {**database, **scratch}
+
+
+def is_at(server: Mapping[str, Any], note: Mapping[str, Any]) -> bool:
+    """Return whether the scratch of *note* lies on *server*: the same host and port."""
+    return all(str(server.get(key) or "") == str(note.get(key) or "") for key in ("host", "port"))
 
 
 class Damaged(Problem):
@@ -129,6 +175,10 @@ class Engine:
     def server_space(self, size: int) -> list[tuple[Path, int]]:
         """Return where on this host a second database of *size* bytes would lie with the server; [] where that is not known."""
         return []
+
+    def scratch_space(self, size: int) -> list[tuple[Path, int]]:
+        """Return the same for a scratch database, which may be on another server."""
+        return self.server_space(size)
 
     def tools(self) -> dict[str, str]:
         """Return the versions of what makes and reads dumps."""

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ansible_collections.runbook.deploy.plugins.module_utils._application import Installed
 from ansible_collections.runbook.deploy.plugins.module_utils._command import Finished, run
 from ansible_collections.runbook.deploy.plugins.module_utils._compare import differences
-from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of
+from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of, on_scratch
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import (
     UNKNOWN,
     empty_plan,
@@ -152,7 +152,7 @@ def verify(
             "pointed there"
         )
         return {**answer, "plan": plan_of(command), "notes": [note]}
-    database = {**(live or {}), **scratch}
+    database = on_scratch(live, scratch)
     variables = filled(command.elsewhere, database)
     engine = engine_of(database, None, target.user)
     with (journal or Journal(None, None, [])).phase("rehearse") as entry:

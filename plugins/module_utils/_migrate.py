@@ -14,7 +14,13 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._agent import AgentProblem
 from ansible_collections.runbook.deploy.plugins.module_utils._application import Installed
-from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of, heads
+from ansible_collections.runbook.deploy.plugins.module_utils._database import (
+    engine_of,
+    heads,
+    is_at,
+    on_scratch,
+    trial_server,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._migrations import (
     Progress,
     agent_of,
@@ -180,7 +186,7 @@ def verify(
                 findings=shown,
             )
         if scratch and held(rehearse, state["pending"], state["applied"]):
-            engine = engine_of({**(live or {}), **scratch}, None, target.user)
+            engine = engine_of(on_scratch(live, scratch), None, target.user)
             rehearsal = Rehearsal(
                 agent, engine, scratch, when=rehearse, limit=limit, lock_timeout=lock_timeout
             )
@@ -224,9 +230,12 @@ def scratch_of(
                 f"The option database is {scratch['name']!r}, which is app_database itself: pass on the scratch that "
                 "database_backup returned."
             )
-        for member in ("host", "port"):
-            if scratch.get(member) and str(scratch[member]) != str(live.get(member) or ""):
-                found[member] = str(scratch[member])
+        if not is_at(live, scratch):
+            found.update({member: str(scratch[member]) for member in ("host", "port") if scratch.get(member)})
+        elsewhere = trial_server(live, "")
+        if elsewhere and is_at(elsewhere, scratch):
+            # The settings know the live server's only.
+            found.update({key: str(elsewhere[key]) for key in ("user", "password") if elsewhere.get(key)})
         if scratch.get("identity"):
             found["identity"] = dict(scratch["identity"])
     return found

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -21,12 +20,10 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     ALEMBIC,
-    SCRATCH_NOTE,
     Contents,
     Damaged,
-    Engine,
+    trial_server,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_json
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client import (
     Client,
     Login,
@@ -47,8 +44,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._mysql_dump import 
     unpacked,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._server import ServerEngine
 
-SCRATCH = re.compile(r"^runbook_scratch_[0-9a-f]{12}$")
 # The names of which the application's user may be granted databases, so that scratch and restored ones can be made.
 PATTERN = r"runbook\_%"
 COMPRESSED, PLAIN = "database.sql.zst", "database.sql.gz"
@@ -94,7 +91,7 @@ def may_create(grants: str) -> bool:
     return bool(wide)
 
 
-class Mysql(Engine):
+class Mysql(ServerEngine):
     """The engine ``mysql``: MySQL and MariaDB; ``app_database`` has name, user and, for a server elsewhere, host and port."""
 
     name = "mysql"
@@ -109,6 +106,9 @@ class Mysql(Engine):
         self.client = Client(database, own)
         self.maker = Client(database, administrator) if administrator else self.client
         self.has_admin = administrator is not None
+        elsewhere = trial_server(database, "information_schema")
+        #: where copies are tried
+        self.trial = Mysql(elsewhere, None, user) if elsewhere else self
         self.taken: Contents | None = None
 
     # What is
@@ -117,10 +117,6 @@ class Mysql(Engine):
     def dump_name(self) -> str:  # type: ignore[override]
         """The dump's name: compressed by zstd where the host has it."""
         return COMPRESSED if shutil.which("zstd") else PLAIN
-
-    def place(self) -> str:
-        """See :meth:`Engine.place`."""
-        return f"{self.client.name} at {self.client.address()}"
 
     def tables(self, database: str | None = None, client: Client | None = None) -> dict[str, str]:
         """Return the engine of each ordinary table."""
@@ -223,6 +219,8 @@ class Mysql(Engine):
     def warnings(self) -> list[str]:
         """See :meth:`Engine.warnings`."""
         found = []
+        if self.trial is not self and not may_create(self.trial.client.statements(["SHOW GRANTS"])):
+            found.append(self.trial._no_rights("app_database.scratch"))
         if not self.has_admin and not may_create(self.client.statements(["SHOW GRANTS"])):
             found.append(self._no_rights())
         other = self._not_transactional()
@@ -230,11 +228,16 @@ class Mysql(Engine):
             found.append(self._mixed(other))
         return found
 
-    def _no_rights(self) -> str:
-        user = self.client.login.user or "of app_database"
+    def _no_rights(self, variable: str = "app_database") -> str:
+        user = self.client.login.user or f"of {variable}"
+        lost, instead = "no backup can be proved by a restore and none restored", "app_database_admin"
+        if variable != "app_database":
+            lost, instead = "no backup can be proved by a restore there", variable
+        elif self.trial is not self:
+            lost = "none can be restored"
         return (
-            f"The user {user} may not create databases at {self.client.address()}, so that no backup can be proved by a restore and none "
-            f"restored: allow it for the names that are used (GRANT ALL ON `{PATTERN}`.* TO {user}@…), or name a user that may in app_database_admin."
+            f"The user {user} may not create databases at {self.client.address()}, so that {lost}: allow it for the names that are used "
+            f"(GRANT ALL ON `{PATTERN}`.* TO {user}@…), or name a user that may in {instead}."
         )
 
     def _not_transactional(self) -> list[str]:
@@ -330,39 +333,28 @@ class Mysql(Engine):
 
     # Scratch databases
 
-    def is_live(self, path: str | os.PathLike[str]) -> bool:
-        """Return False: a directory of this host holds no database of a server."""
-        return False
+    def require_as_new(self) -> None:
+        """See :meth:`ServerEngine.require_as_new`: one of the other maker is none."""
+        there, live = self.trial.server_version(), self.server_version()
+        other = ("MariaDB" in there) != ("MariaDB" in live)
+        if other or version(there)[:2] < version(live)[:2]:
+            raise Problem(
+                f"The server of app_database.scratch at {self.trial.client.address()} is {there}, but the live one at {self.client.address()} is "
+                f"{live}, whose backups it cannot be trusted to take: name one of the same maker, of that version or newer."
+            )
 
-    def scratch(self, dump: Path | None, directory: Path, owner: tuple[int, int]) -> dict[str, str]:
-        """See :meth:`Engine.scratch`: a database of random name; the note in *directory* is there before it is."""
-        name = f"runbook_scratch_{secrets.token_hex(6)}"
-        found = {
-            "engine": self.name,
-            "name": name,
-            "host": self.client.host,
-            "port": str(self.client.port or ""),
-            "user": self.client.login.user,
-            "directory": str(directory),
-        }
-        directory.mkdir(mode=0o700)
-        write_json(directory / SCRATCH_NOTE, found, 0o600)
-        self.create(name)
-        if dump is not None:
-            self.load(dump, name)
-        return found
-
-    def create(self, name: str) -> None:
-        """Make the empty database *name* like the live one, open to the application's user.
-
-        :raises Problem: when nobody of ours may do that.
-        """
-        if not self.has_admin and not may_create(self.client.statements(["SHOW GRANTS"])):
-            raise Problem(self._no_rights())
-        shape = self.client.rows(
+    def shape(self) -> dict[str, str]:
+        """See :meth:`ServerEngine.shape`: its character set ``s`` and collation ``c``."""
+        return self.client.rows(
             {"s": "DEFAULT_CHARACTER_SET_NAME", "c": "DEFAULT_COLLATION_NAME"},
             "FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = DATABASE()",
         )[0]
+
+    def create(self, name: str, shape: Mapping[str, Any] | None = None) -> None:
+        """See :meth:`ServerEngine.create`: open to the application's user."""
+        if not self.has_admin and not may_create(self.client.statements(["SHOW GRANTS"])):
+            raise Problem(self._no_rights("app_database.scratch" if shape else "app_database"))
+        shape = shape or self.shape()
         statements = [f"CREATE DATABASE {identifier(name)} CHARACTER SET {shape['s']} COLLATE {shape['c']}"]
         if self.has_admin:
             statements.append(
@@ -374,6 +366,10 @@ class Mysql(Engine):
         """Return the account that the application's user is on the server, quoted."""
         user, _at, host = self.client.value("SELECT CURRENT_USER()").rpartition("@")
         return f"{literal(user)}@{literal(host)}"
+
+    def load_trial(self, dump: Path, name: str) -> None:
+        """See :meth:`ServerEngine.load_trial`."""
+        self.load(dump, name)
 
     def load(self, dump: Path, name: str) -> set[bytes]:
         """Restore *dump* into the empty database *name*; its events are disabled, and those that were not are returned.
@@ -415,17 +411,13 @@ class Mysql(Engine):
         if errors:
             raise self.maker.problem(name, errors)
 
-    def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
-        """See :meth:`Engine.scratch_contents`."""
-        return self.database_contents(scratch["name"], framework)
-
     def database_contents(self, name: str, framework: str) -> Contents:
         """Return what the database *name* of this server holds."""
         return Contents(self.count_rows(name), self.read_applied(framework, name), "full", [])
 
     def differences(self, scratch: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
         """See :meth:`Engine.differences`: columns, indexes, foreign keys, views, triggers, routines, events."""
-        return self.catalog_differences(scratch["name"], manifest)
+        return self.trial.catalog_differences(scratch["name"], manifest)
 
     def catalog_differences(self, name: str, manifest: Mapping[str, Any]) -> list[str]:
         """Return in words how the definitions in the database *name* differ from those in *manifest*."""
@@ -448,17 +440,6 @@ class Mysql(Engine):
             number, total = fingerprint(self.client, name, table, None)
             rows[table] = f"{number} rows, {total}"
         return {"schema": self.read_catalog(name), "rows": rows}
-
-    def drop_scratch(self, scratch: Mapping[str, str]) -> None:
-        """See :meth:`Engine.drop_scratch`; only what has a name that we give is ever dropped."""
-        name = str(scratch.get("name") or "")
-        if not SCRATCH.match(name) or name == self.client.name:
-            raise Problem(
-                f"The note of a scratch database names {name!r}, which no trial restore made: nothing was dropped; see {scratch.get('directory')}."
-            )
-        self.drop(name)
-        if scratch.get("directory"):
-            shutil.rmtree(scratch["directory"], ignore_errors=True)
 
     def drop(self, name: str) -> None:
         """Remove the database *name*, and what was granted for it."""

@@ -9,8 +9,6 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -21,13 +19,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._backup import owne
 from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     ALEMBIC,
     LOCAL,
-    SCRATCH_NOTE,
     Contents,
     Damaged,
-    Engine,
+    trial_server,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_json
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_catalog import (
+    ASIDE_PATTERNS,
     CLOSED,
     SHAPE,
     TABLES,
@@ -59,8 +56,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_load im
     unpack,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._server import ServerEngine
 
-SCRATCH = re.compile(r"^runbook_scratch_[0-9a-f]{12}$")
 # Measured on 576 MB: level 3 took 0.38 of the time of pg_dump's own compression, and the file was smaller.
 ZSTD = ["--quiet", "-3", "-T2", "--stdout"]
 # Two jobs: what a small host has to spare (a restore of 576 MB took 3.3 s with two, 5 s with one).
@@ -88,7 +85,7 @@ def may_create(facts: Mapping[str, Any]) -> bool:
     return bool(facts.get("superuser") or facts.get("createdb"))
 
 
-class Postgresql(Engine):
+class Postgresql(ServerEngine):
     """The engine ``postgresql``: ``app_database`` has name, user and, for a server elsewhere, host and port."""
 
     name = "postgresql"
@@ -104,6 +101,9 @@ class Postgresql(Engine):
         #: who makes and removes databases
         self.maker = Client(database, administrator) if administrator else self.client
         self.has_admin = administrator is not None
+        elsewhere = trial_server(database, "postgres")
+        #: where copies are tried
+        self.trial = Postgresql(elsewhere, None, user) if elsewhere else self
         self.taken: Contents | None = None
 
     # What is
@@ -112,10 +112,6 @@ class Postgresql(Engine):
     def dump_name(self) -> str:  # type: ignore[override]
         """The dump's name: compressed by zstd where the host has it."""
         return COMPRESSED if shutil.which("zstd") else PLAIN
-
-    def place(self) -> str:
-        """See :meth:`Engine.place`."""
-        return f"{self.client.name} at {self.client.address()}"
 
     def identity(self) -> dict[str, str]:
         """See :meth:`Engine.identity`: the cluster's system identifier, and the number of the database in it."""
@@ -186,10 +182,15 @@ class Postgresql(Engine):
 
     def warnings(self) -> list[str]:
         """See :meth:`Engine.warnings`."""
+        found = []
+        if self.trial is not self and not may_create(self.trial._rights()):
+            found.append(self.trial._no_rights("app_database.scratch"))
         if self.has_admin:
-            return []
+            return found
         rights = self._rights()
-        found = [] if may_create(rights) else [self._no_rights()]
+        if not may_create(rights):
+            found += [self._no_rights()] if self.trial is self else []
+            found.append(self._by_schemas())
         closed = [] if rights.get("superuser") else [row["name"] for row in self.client.rows(CLOSED)]
         if closed:
             found.append(
@@ -199,17 +200,49 @@ class Postgresql(Engine):
             )
         return found
 
-    def _rights(self) -> dict[str, Any]:
+    def _rights(self, database: str | None = None) -> dict[str, Any]:
         found = self.client.rows(
-            "SELECT rolcreatedb AS createdb, rolsuper AS superuser FROM pg_roles WHERE rolname = current_user"
+            "SELECT rolcreatedb AS createdb, rolsuper AS superuser FROM pg_roles WHERE rolname = current_user",
+            database,
         )
         return found[0] if found else {}
 
-    def _no_rights(self) -> str:
-        role = self.client.login.user or "of app_database"
+    def may_make_databases(self) -> bool:
+        """Return whether a restore can go into a database of its own."""
+        if self.has_admin:
+            return True
+        try:
+            # From where they are made; the live one may be closed by a restore that was cut short.
+            return may_create(self._rights(self.lobby()))
+        except Problem:
+            return may_create(self._rights())
+
+    def _by_schemas(self) -> str:
+        """Return what becomes of a restore where nobody of ours may make databases."""
+        from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_schemas import SchemaRestorer
+
+        found = SchemaRestorer(self).obstacles()
+        if found:
+            return (
+                f"No backup of {self.place()} can be restored: the role of app_database may make no databases, and not exchange the schemas "
+                f"either: {'; '.join(found)}; name an administrator in app_database_admin."
+            )
         return (
-            f"The role {role} may not create databases at {self.client.address()}, so that no backup can be proved by a restore and none "
-            f"restored: allow it (ALTER ROLE {identifier(role)} CREATEDB), or name a role that may in app_database_admin."
+            f"A restore of {self.place()} would exchange its schemas one transaction long, because the role of app_database may make no "
+            "databases: what belongs to no schema (extensions, publications) would stay as it is."
+        )
+
+    def _no_rights(self, variable: str = "app_database") -> str:
+        role = self.client.login.user or f"of {variable}"
+        lost, instead = (
+            "no backup can be proved by a restore",
+            "app_database_admin, or another server in app_database.scratch",
+        )
+        if variable != "app_database":
+            lost, instead = "no backup can be proved by a restore there", variable
+        return (
+            f"The role {role} may not create databases at {self.client.address()}, so that {lost}: allow it (ALTER ROLE {identifier(role)} "
+            f"CREATEDB), or name a role that may in {instead}."
         )
 
     # The dump
@@ -242,6 +275,7 @@ class Postgresql(Engine):
         dump = [
             tool("pg_dump", "postgresql-client"), *self.maker.arguments(), "--format=custom", f"--snapshot={snapshot}",
             f"--lock-wait-timeout={LOCK_SECONDS}s", f"--compress={0 if compress else 6}",
+            *(f"--exclude-schema={pattern}" for pattern in ASIDE_PATTERNS),
         ]  # fmt: skip
         stages = [Stage(dump, self._plain_environment(self.maker), self.maker.login.os_user)]
         if compress:
@@ -303,43 +337,31 @@ class Postgresql(Engine):
 
     # Scratch databases
 
-    def is_live(self, path: str | os.PathLike[str]) -> bool:
-        """Return False: a directory of this host holds no database of a server."""
-        return False
+    def shape(self) -> dict[str, Any]:
+        """See :meth:`ServerEngine.shape`: encoding and locale; also the owner and the disk, which are of this server."""
+        return self.client.rows(SHAPE.format(name=literal(self.client.name)))[0]
 
-    def scratch(self, dump: Path | None, directory: Path, owner: tuple[int, int]) -> dict[str, str]:
-        """See :meth:`Engine.scratch`: a database of random name; the note in *directory* is there before it is."""
-        name = f"runbook_scratch_{secrets.token_hex(6)}"
-        found = {
-            "engine": self.name,
-            "name": name,
-            "host": self.client.host,
-            "port": str(self.client.port or ""),
-            "user": self.client.login.user,
-            "directory": str(directory),
-        }
-        directory.mkdir(mode=0o700)
-        write_json(directory / SCRATCH_NOTE, found, 0o600)
-        self.create(name)
-        self._require_other(name)
-        if dump is not None:
-            self.load(dump, name, faithful=False)
-        return found
+    def require_as_new(self) -> None:
+        """See :meth:`ServerEngine.require_as_new`."""
+        there, live = self.trial.server_version(), self.server_version()
+        if version(there)[:1] < version(live)[:1]:
+            raise Problem(
+                f"The server of app_database.scratch at {self.trial.client.address()} is PostgreSQL {there}, but the live one at "
+                f"{self.client.address()} is {live}, whose backups an older one cannot take: name one of version {version(live)[0]} or newer."
+            )
 
-    def create(self, name: str) -> None:
-        """Make the empty database *name* with the owner, encoding and locale of the live one.
-
-        :raises Problem: when nobody of ours may do that.
-        """
+    def create(self, name: str, shape: Mapping[str, Any] | None = None) -> None:
+        """See :meth:`ServerEngine.create`: with its encoding and locale, here its owner and disk, too."""
+        foreign = shape is not None
         if not self.has_admin and not may_create(self._rights()):
-            raise Problem(self._no_rights())
-        shape = self.client.rows(SHAPE.format(name=literal(self.client.name)))[0]
+            raise Problem(self._no_rights("app_database.scratch" if foreign else "app_database"))
+        shape = shape or self.shape()
         owner = "" if not self.has_admin else f" OWNER {identifier(shape['owner'])}"
         allowed = f"SELECT to_json(has_tablespace_privilege({literal(shape['tablespace'])}, 'CREATE'))"
         # The disk that the administrator has given to it, where the role may use it.
         tablespace = (
             f" TABLESPACE {identifier(shape['tablespace'])}"
-            if self.maker.query(allowed, self.lobby())
+            if not foreign and self.maker.query(allowed, self.lobby())
             else ""
         )
         self.maker.statements(
@@ -358,18 +380,24 @@ class Postgresql(Engine):
         """Return the role of ``app_database``, as the server knows it."""
         return str(self.client.query("SELECT to_json(current_user::text)"))
 
-    def _require_other(self, name: str) -> None:
-        """Make sure that *name* is another database than the live one, on the same server.
+    def require_other(self, name: str) -> None:
+        """See :meth:`ServerEngine.require_other`: a pooler may lead elsewhere than it says.
 
         :raises Problem: when it is not, or is not where the live one is.
         """
         query = "SELECT oid::text || ' ' || (SELECT system_identifier FROM pg_control_system()) FROM pg_database WHERE datname = current_database()"
-        here, live = (self.client.statements([query], each).strip() for each in (name, self.client.name))
-        if here == live or here.split()[-1] != live.split()[-1]:
+        here = self.trial.client.statements([query], name).strip()
+        live = self.client.statements([query], self.client.name).strip()
+        strange = self.trial is self and here.split()[-1] != live.split()[-1]
+        if here == live or strange:
             raise Problem(
-                f"The scratch database {name} at {self.client.address()} is not a second database beside {self.client.name} (found "
+                f"The scratch database {name} at {self.trial.client.address()} is not a second database beside {self.client.name} (found "
                 f"{here}, the live one is {live}): a pooler may lead elsewhere; name the server itself in app_database."
             )
+
+    def load_trial(self, dump: Path, name: str) -> None:
+        """See :meth:`ServerEngine.load_trial`."""
+        self.load(dump, name, faithful=False)
 
     def load(self, dump: Path, name: str, *, faithful: bool) -> None:
         """Restore *dump* into the empty database *name*.
@@ -413,10 +441,6 @@ class Postgresql(Engine):
                 "\n".join(done[1].splitlines()[-20:]),
             )
 
-    def scratch_contents(self, scratch: Mapping[str, str], framework: str) -> Contents:
-        """See :meth:`Engine.scratch_contents`."""
-        return self.database_contents(scratch["name"], framework)
-
     def database_contents(self, name: str, framework: str, client: Client | None = None) -> Contents:
         """Return what the database *name* of this server holds, as the application's role or *client* sees it."""
         with (client or self.client).session(name) as session:
@@ -424,14 +448,20 @@ class Postgresql(Engine):
 
     def differences(self, scratch: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
         """See :meth:`Engine.differences`: extensions, views, triggers, routines, indexes and constraints; a scratch has no rights."""
-        return self.catalog_differences(scratch["name"], manifest, rights=False)
+        return self.trial.catalog_differences(scratch["name"], manifest, rights=False)
 
     def catalog_differences(
         self, name: str, manifest: Mapping[str, Any], *, rights: bool = True
     ) -> list[str]:
         """Return in words how the definitions in the database *name*, with *rights* owners and rights too, differ from those in *manifest*."""
         with self.client.session(name) as session:
-            found = read_catalog(session)
+            return self.definitions_differ(read_catalog(session), manifest, rights=rights)
+
+    @staticmethod
+    def definitions_differ(
+        found: Mapping[str, str], manifest: Mapping[str, Any], *, rights: bool = True
+    ) -> list[str]:
+        """Return the same for the definitions *found*, the answer of ``read_catalog``."""
         wanted = manifest.get("catalog") or {}
         if not rights:
             found, wanted = (
@@ -452,17 +482,6 @@ class Postgresql(Engine):
 
         with self.client.session(scratch["name"]) as session:
             return snapshot(session)
-
-    def drop_scratch(self, scratch: Mapping[str, str]) -> None:
-        """See :meth:`Engine.drop_scratch`; only what has a name that we give is ever dropped."""
-        name = str(scratch.get("name") or "")
-        if not SCRATCH.match(name) or name == self.client.name:
-            raise Problem(
-                f"The note of a scratch database names {name!r}, which no trial restore made: nothing was dropped; see {scratch.get('directory')}."
-            )
-        self.drop(name)
-        if scratch.get("directory"):
-            shutil.rmtree(scratch["directory"], ignore_errors=True)
 
     def drop(self, name: str) -> None:
         """Remove the database *name*, whoever is connected to it."""

@@ -19,12 +19,15 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client 
     literal,
 )
 
+# Schemas that a restore has put aside or made beside the live ones; the same for pg_dump, whose patterns are not those of SQL.
+ASIDE = "_(restore_[0-9a-f]{8}|broken_[0-9]{8}t[0-9]{6})$"
+ASIDE_PATTERNS = ("*_restore_" + "[0-9a-f]" * 8, "*_broken_" + "[0-9]" * 8 + "t" + "[0-9]" * 6)
 # Tables of users, without those that belong to an extension: pg_dump leaves their rows out.
-TABLES = """SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+_OF_USERS = f"n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND n.nspname !~ '{ASIDE}'"
+TABLES = f"""SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND {_OF_USERS}
  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
  ORDER BY 1, 2"""
-_OF_USERS = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
 
 
 def _rights(owner: str, acl: str, kind: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,9 @@ ENTRY = re.compile(r"^\d+; \d+ \d+ ")
 EXTENSION = re.compile(r"^\d+; \d+ \d+ EXTENSION ")
 NOT_LISTED = re.compile(r"^\d+; \d+ \d+ (EXTENSION|COMMENT - EXTENSION) ")
 CREATE_EXTENSION = re.compile(r"^CREATE EXTENSION IF NOT EXISTS (.+?)(?: WITH SCHEMA (.+))?;$", re.MULTILINE)
+# What has no schema: it belongs to the database, or is one.
+OF_DATABASE = re.compile(r"^\d+; \d+ \d+ ([A-Z ]+?) - (.*)$")
+OF_PUBLICATION = re.compile(r"^\d+; \d+ \d+ (?:PUBLICATION|SUBSCRIPTION) ")
 # There in every database.
 BUILT_IN = ("pg_catalog", "public")
 
@@ -108,6 +111,40 @@ def schema_line(extension: Extension, lines: Sequence[str]) -> str | None:
         (line for line in lines if ENTRY.match(line) and f" SCHEMA - {plain} " in f"{line} "),
         None,
     )
+
+
+def in_schemas(lines: Sequence[str], staying: Sequence[str] = ()) -> list[str]:
+    """Return those of *lines* that belong to schemas: what belongs to the whole database is there already, and so is ``public``.
+
+    :param staying: further schemas that are there already.
+
+    >>> in_schemas(["6; 2615 16385 SCHEMA - side app", "5; 2615 2200 SCHEMA - public x", "9; 3079 1 EXTENSION - citext "])
+    ['6; 2615 16385 SCHEMA - side app']
+    """
+    kept = []
+    for line in lines:
+        if not ENTRY.match(line) or OF_PUBLICATION.match(line):
+            continue
+        found = OF_DATABASE.match(line)
+        if found:
+            kind, rest = found.groups()
+            # "SCHEMA - side app", "ACL - SCHEMA side app"
+            name = f"SCHEMA {rest} " if kind == "SCHEMA" else f"{rest} "
+            there = tuple(f"SCHEMA {each} " for each in ("public", *staying))
+            if not name.startswith("SCHEMA ") or name.startswith(there):
+                continue
+        kept.append(line)
+    return kept
+
+
+def write_script(path: Path, choose: Callable[[Sequence[str]], list[str]]) -> Path:
+    """Write what of the plain dump *path* is chosen to an SQL script beside it, without owners; return its path."""
+    listing = path.with_name(f"{path.name}.list")
+    listing.write_text("\n".join(choose(_pg_restore(path, "--list").splitlines())) + "\n")
+    script = path.with_name(f"{path.name}.sql")
+    _pg_restore(path, f"--use-list={listing}", "--no-owner", f"--file={script}")
+    script.chmod(0o600)
+    return script
 
 
 def prepare(path: Path, name: str, maker: Client, owner: str | None) -> Path:

@@ -25,6 +25,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client 
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
+IN_SCHEMAS = """SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND n.nspname IN ({schemas})"""
 COLUMNS = """SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attgenerated <> '' AS generated,
  pg_get_expr(d.adbin, d.adrelid) AS default
  FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -75,11 +77,15 @@ def write_rows(session: Session, table: Table, columns: list[str], target: Binar
     session.ask("COMMIT")
 
 
-def table_losses(present: Session, backup: Session, schema: str, name: str) -> dict[str, Any]:
+def table_losses(
+    present: Session, backup: Session, schema: str, name: str, places: Mapping[str, str]
+) -> dict[str, Any]:
     """Return ``{inserts, updates, deletes}`` of a table that both have, or ``{"unknown": reason}``."""
-    new, old = Table(present, schema, name), Table(backup, schema, name)
+    new, old = Table(present, schema, name), Table(backup, places.get(schema, schema), name)
     both = [column for column in new.columns if column in old.columns]
-    changed = [column for column in both if new.columns[column]["type"] != old.columns[column]["type"]]
+    changed = [
+        column for column in both if new.columns[column]["type"] != _live(old.columns[column]["type"], places)
+    ]
     if changed:
         return {"unknown": f"the type of {', '.join(changed)} changed"}
     for column in (column for column in new.columns if column not in old.columns):
@@ -106,14 +112,41 @@ def table_losses(present: Session, backup: Session, schema: str, name: str) -> d
         return compare(lines[0], lines[1])
 
 
-def losses(present: Session, backup: Session, framework: str) -> dict[str, dict[str, Any]]:
+def _live(text: str, places: Mapping[str, str]) -> str:
+    """Return the type *text* with the schemas' names of the live database.
+
+    >>> _live("public_restore_0a1b2c3d.mood", {"public": "public_restore_0a1b2c3d"})
+    'public.mood'
+    """
+    for name, other in places.items():
+        text = text.replace(f"{other}.", f"{name}.").replace(f"{identifier(other)}.", f"{identifier(name)}.")
+    return text
+
+
+def _held(backup: Session, places: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Return the tables in the schemas *places*, under the names of the live ones."""
+    names = {other: name for name, other in places.items()}
+    if not names:
+        return set()
+    found = backup.rows(IN_SCHEMAS.format(schemas=", ".join(literal(other) for other in names)))
+    return {(names[row["schema"]], row["name"]) for row in found}
+
+
+def losses(
+    present: Session, backup: Session, framework: str, places: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """Return what going from the database of *present* back to that of *backup* would lose, by table.
 
+    :param places: where both are one database: the live schemas' names to those of the schemas that hold the backup.
     :param framework: with ``django`` the rows that migrations themselves write are left out.
     :returns: ``{table: {inserts, updates, deletes}}`` or ``{table: {"unknown": reason}}``, for tables with losses. A table that
         exists in the backup only loses nothing; every row of one that exists now only is an insert.
     """
-    known = {(row["schema"], row["name"]) for row in backup.rows(TABLES)}
+    known = (
+        {(row["schema"], row["name"]) for row in backup.rows(TABLES)}
+        if places is None
+        else _held(backup, places)
+    )
     result: dict[str, dict[str, Any]] = {}
     for row in present.rows(TABLES):
         schema, name = row["schema"], row["name"]
@@ -121,7 +154,7 @@ def losses(present: Session, backup: Session, framework: str) -> dict[str, dict[
             continue
         try:
             if (schema, name) in known:
-                found: Mapping[str, Any] = table_losses(present, backup, schema, name)
+                found: Mapping[str, Any] = table_losses(present, backup, schema, name, places or {})
             else:
                 rows = present.query(f"SELECT count(*) FROM {identifier(schema)}.{identifier(name)}")
                 found = {"inserts": rows, "updates": 0, "deletes": 0}

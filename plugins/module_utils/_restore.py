@@ -117,7 +117,11 @@ def restorer_of(engine: Engine) -> Restorer:
             PostgresqlRestorer,
         )
 
-        return PostgresqlRestorer(engine)
+        if engine.may_make_databases():
+            return PostgresqlRestorer(engine)
+        from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_schemas import SchemaRestorer
+
+        return SchemaRestorer(engine)
     from ansible_collections.runbook.deploy.plugins.module_utils._sqlite_restore import SqliteRestorer
 
     return SqliteRestorer(engine)

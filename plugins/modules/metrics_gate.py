@@ -113,6 +113,22 @@ options:
         description: Of no meaning here.
         type: str
         choices: [refuse, lock]
+      scratch:
+        description: The server on which copies are tried, where that is another one; what is not given is as for the live database.
+        type: dict
+        suboptions:
+          host:
+            description: The server's host.
+            type: str
+          port:
+            description: The server's port.
+            type: int
+          user:
+            description: The role to log in as, which may make databases.
+            type: str
+          password:
+            description: The password of the role.
+            type: str
   user:
     description: User of the operating system for commands, and for logins by a database's socket; by default the present one.
     type: str

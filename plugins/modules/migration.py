@@ -86,6 +86,22 @@ options:
         description: What a backup does with tables whose engine has no transactions, V(refuse) (default) or V(lock), which lets writers wait.
         type: str
         choices: [refuse, lock]
+      scratch:
+        description: The server on which copies are tried, where that is another one; what is not given is as for the live database.
+        type: dict
+        suboptions:
+          host:
+            description: The server's host.
+            type: str
+          port:
+            description: The server's port.
+            type: int
+          user:
+            description: The role to log in as, which may make databases.
+            type: str
+          password:
+            description: The password of the role.
+            type: str
   plan:
     description:
       - The migrations that O(state=applied) has to find pending, in their order. Each entry is a migration of a returned
@@ -386,8 +402,9 @@ def main() -> None:
         elif module.check_mode and not params["database"] and params["state"] != "reversed":
             answer = without_running(params)
         else:
-            password = (params["live_database"] or {}).get("password")
-            target = installed(params, [password] if password else [])
+            live = params["live_database"] or {}
+            passwords = [live.get("password"), (live.get("scratch") or {}).get("password")]
+            target = installed(params, [text for text in passwords if text])
             if params["state"] == "verified" and params["rehearse"] != "never":
                 more = parse_environment(params["rehearse_environment"], "rehearse_environment")
                 target = target._replace(

@@ -61,6 +61,11 @@ def assert_nothing(site: Site) -> None:
     assert not member.sh(f"ls -d {ROOT}/deployment.lock", check=False)
 
 
+def undone() -> list[dict]:
+    """The records of deployments that were taken back."""
+    return [record for record in host("guard1").records() if record["undone_by"] is not None]
+
+
 @pytest.mark.short
 def test_a_first_deployment_that_was_killed_is_ended(alone):
     killed_at_its_smoke_test(alone, "v2.7")
@@ -101,6 +106,7 @@ def test_a_first_deployment_that_fails_its_smoke_test_leaves_nothing_listening(a
 
 def test_a_killed_deployment_is_no_release_to_go_back_to(alone):
     host("guard1").sh(f"rm -f {DATABASE}*")
+    already = len(undone())
     alone.good("deploy", version="v2.6")
     killed_at_its_smoke_test(alone, "v2.7")
 
@@ -125,7 +131,7 @@ def test_a_killed_deployment_is_no_release_to_go_back_to(alone):
     assert len(host("guard1").instances()) == 1
     # The schema stayed, which older code runs with.
     assert "owner_agreements|0004_adminnote" in host("guard1").rows("select app, name from django_migrations")
-    assert [record["undone_by"] is not None for record in host("guard1").records()].count(True) == 1
+    assert len(undone()) == already + 1
     alone.good("deploy", version="v2.8")
     assert "rollback would go to: v2.6" in alone.good("status").end
 
@@ -164,7 +170,10 @@ def test_static_files_that_all_releases_share_go_back_with_the_code(alone):
 def test_what_users_wrote_is_not_lost_by_taking_a_migration_back(alone):
     """A note in the table that v2.7 brought: going back to the schema of v2.6 needs consent, and the copy has it."""
     member = host("guard1")
-    assert member.version() == "v2.7"
+    # The schema of v2.7 would be there already from the runs before, so that nothing would have to be taken back.
+    alone.forget()
+    alone.good("deploy", version="v2.6")
+    alone.good("deploy", version="v2.7")
     member.sh(
         "curl -sf -X POST -H 'Content-Type: application/json' "
         """-d '{"risk_type": "EXPIRING", "severity": "INFO", "details": "kept"}' """

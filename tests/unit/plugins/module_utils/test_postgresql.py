@@ -183,9 +183,9 @@ def test_a_note_is_there_before_its_database(
     seen = []
     create = postgresql.Postgresql.create
 
-    def create_after(self: Any, name: str) -> None:
+    def create_after(self: Any, name: str, *shape: Any) -> None:
         seen.append(json.loads((layout.scratch / SCRATCH / "database.json").read_text())["name"] == name)
-        create(self, name)
+        create(self, name, *shape)
 
     monkeypatch.setattr(postgresql.Postgresql, "create", create_after)
     take(layout, server, scratch=SCRATCH)
