@@ -13,7 +13,13 @@ from ansible import context
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_atomic
-from ansible_collections.runbook.deploy.plugins.module_utils._report import GOOD, TITLES, markdown, terminal
+from ansible_collections.runbook.deploy.plugins.module_utils._report import (
+    GOOD,
+    TITLES,
+    markdown,
+    paths,
+    terminal,
+)
 from ansible_collections.runbook.deploy.plugins.plugin_utils._typed import with_inventory, with_playbooks
 
 
@@ -40,6 +46,7 @@ class ActionModule(ActionBase):
                 "forecast": {"type": "list", "elements": "dict", "default": []},
                 "url": {"type": "str", "default": ""},
                 "store": {"type": "str", "default": ""},
+                "notifications": {"type": "list", "elements": "dict", "default": []},
             }
         )
         facts = dict(args)
@@ -47,17 +54,20 @@ class ActionModule(ActionBase):
         commands = [with_inventory(command, sources) for command in args["plan"].get("commands") or []]
         facts["plan"] = {**args["plan"], "commands": commands}
         identifier = args["record"].get("id")
-        if identifier:
-            facts["record_path"] = f"{args['root']}/deployments/{identifier}.json"
+        # Of the end people are told when the host's record is closed: this copy is the one that has all.
+        told = [answer for answer in args["notifications"] if answer.get("event")]
+        facts["record"] = {**args["record"], **({"notifications": told} if told and identifier else {})}
+        facts.update(paths(args))
         result["changed"] = False
-        if args["store"] and identifier and not self._task.check_mode:
-            directory = Path(args["store"]) / args["application"] / args["stage"]
-            facts["report_path"] = str(directory / f"{identifier}.md")
+        if self._task.check_mode:
+            facts.pop("report_path", None)
+        if facts.get("report_path"):
+            directory = Path(facts["report_path"]).parent
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 write_atomic(
                     directory / f"{identifier}.json",
-                    json.dumps(args["record"], indent=2, sort_keys=True) + "\n",
+                    json.dumps(facts["record"], indent=2, sort_keys=True) + "\n",
                     0o640,
                 )
                 write_atomic(directory / f"{identifier}.md", markdown(facts), 0o640)

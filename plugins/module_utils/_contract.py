@@ -12,12 +12,13 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse_gates
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers
 
@@ -146,6 +147,9 @@ VARIABLES: dict[str, Variable] = {
     "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
     "app_adopt": Variable("dict", {}, "Present installation to take over: path, service, environment_file."),
     "app_batch": Variable("list", [1, "100%"], "How many hosts are restarted at a time, batch after batch."),
+    "app_notifications": Variable(
+        "list", [], "Who is told by webhook or mail how a deployment begins and ends.", secret=True
+    ),
     "app_report_store": Variable("path", "", "Directory of the controller that gets records and reports."),
 }
 
@@ -191,6 +195,12 @@ SERVICE_CHOICES = {
     "manager": ("systemd", "process"),
     "strategy": ("blue_green", "restart"),
     "bind": ("socket", "port"),
+}
+# Lists that others read: each raises a Problem for what it cannot read.
+PARSERS: dict[str, Callable[[Any, str], Any]] = {
+    "app_gates": parse_gates,
+    "app_gate_waivers": parse_waivers,
+    "app_notifications": parse_notifications,
 }
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -374,7 +384,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
             "app_migrate_command and app_framework: command belong together: give the command that initialises the database, "
             "as a list of words, or remove it."
         )
-    for name, parse in (("app_gates", parse_gates), ("app_gate_waivers", parse_waivers)):
+    for name, parse in PARSERS.items():
         try:
             parse(values[name], name)
         except Problem as problem:

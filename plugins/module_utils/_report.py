@@ -136,6 +136,32 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def paths(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return where a run's record lies on the primary, and its report on the controller: ``record_path``, ``report_path``.
+
+    :param facts: ``root``, ``application``, ``stage``, ``record``, ``store`` (empty: there is no report).
+    """
+    identifier = (facts.get("record") or {}).get("id")
+    found = {}
+    if identifier and facts.get("root"):
+        found["record_path"] = f"{facts['root']}/deployments/{identifier}.json"
+    if identifier and facts.get("store"):
+        found["report_path"] = f"{facts['store']}/{facts['application']}/{facts['stage']}/{identifier}.md"
+    return found
+
+
+def notification_lines(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of who was told of the run, and who could not be; nothing where nobody was to be told.
+
+    :param told: what ``notification`` answered for each event: ``event``, ``sent``, ``unsent``.
+    """
+    rows: list[tuple[str, str, str]] = []
+    for answer in told:
+        rows += [(answer["event"], name, "sent") for name in answer.get("sent") or []]
+        rows += [(answer["event"], one["name"], one["message"]) for one in answer.get("unsent") or []]
+    return ["", "## Notifications", "", *_table(("event", "who", "result"), rows)] if rows else []
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     def cells(row: Sequence[Any]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
@@ -220,6 +246,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
     if backup.get("id"):
         lines += ["", "## Backup", ""]
         lines += _table(("id", "bytes", "sha256"), [(backup["id"], backup.get("size"), backup.get("sha256"))])
+    lines += notification_lines(record.get("notifications") or [])
     if facts.get("states"):
         rows = [(host, host_sentence(state)) for host, state in sorted(facts["states"].items())]
         lines += ["", "## Hosts", ""] + _table(("host", "measured"), rows)

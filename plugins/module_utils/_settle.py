@@ -174,6 +174,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         failures=params["failures"],
         decision=params["decision"],
         gates=params["gates"],
+        notifications=params["notifications"],
         measured={
             "current": state["current"],
             "services": state["services"],

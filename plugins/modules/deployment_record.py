@@ -100,6 +100,11 @@ options:
     description: For O(state=finished), the checks of this host's gates by moment, kept in the record.
     type: dict
     default: {}
+  notifications:
+    description: For O(state=finished), what M(runbook.deploy.notification) answered until then, kept in the record.
+    type: list
+    elements: dict
+    default: []
   undone:
     description: Deployments that this one took back; their records are marked, and they are never a rollback target again.
     type: list
@@ -283,6 +288,7 @@ def main() -> None:
             "decision": {"type": "dict", "default": {}},
             "health": {"type": "dict", "default": {}},
             "gates": {"type": "dict", "default": {}},
+            "notifications": {"type": "list", "elements": "dict", "default": []},
             "undone": {"type": "list", "elements": "str", "default": []},
             "remove_release": {"type": "str"},
             "services": {"type": "list", "elements": "dict", "default": []},

@@ -82,6 +82,11 @@ options:
     description: Directory of the controller; empty stores nothing.
     type: str
     default: ''
+  notifications:
+    description: What M(runbook.deploy.notification) answered in this run; kept in the stored record and shown in the report.
+    type: list
+    elements: dict
+    default: []
 """
 
 EXAMPLES = r"""
