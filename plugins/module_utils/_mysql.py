@@ -296,7 +296,7 @@ class Mysql(ServerEngine):
         if errors or not counter.complete:
             said = first_error(errors or "the dump has no end")
             raise Problem(
-                f"The backup of {self.place()} failed: mysqldump said {said.rstrip('.')}; nothing of it was kept and nothing live was "
+                f"The backup of {self.place()} failed in mysqldump: {said.rstrip('.')}; nothing of it was kept and nothing live was "
                 f"changed; {advice(said)}.",
                 "\n".join(errors.splitlines()[-20:]),
             )

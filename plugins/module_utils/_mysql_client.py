@@ -177,10 +177,13 @@ def advice(said: str) -> str:
         return "create it, or correct app_database.name"
     if "1045" in said or "1698" in said:
         return "correct the user and password of app_database (or app_database_admin)"
-    if any(number in said for number in ("1044", "1142", "1227", "1370")):
+    # The dump's own words for routines that another account has defined have no number.
+    if any(words in said for words in ("1044", "1142", "1227", "1370", "insufficient privileges")):
         return "grant that right, or name a user that has it in app_database_admin"
     if "2002" in said or "2003" in said or "2013" in said or "2006" in said or "no answer" in said:
         return "start the server, or correct app_database.host and app_database.port"
+    if "ended by signal" in said:
+        return "find who ended it (journalctl -k: the kernel does when memory runs out) and try again"
     if "1205" in said:
         return "another session holds a lock: end its transaction (SHOW PROCESSLIST) and try again"
     return "see the server's log, correct that and try again"

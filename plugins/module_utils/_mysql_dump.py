@@ -168,6 +168,13 @@ def unpacked(dump: Path) -> Iterator[bytes]:
             )
 
 
+def ending(code: int, said: str) -> str:
+    """Return why a client failed that ended with *code* and said *said*, "" for success; nobody who is killed says why."""
+    if code < 0:
+        return f"it was ended by signal {-code}"
+    return "" if code == 0 else said or f"it ended with exit code {code}"
+
+
 def receive(argv: list[str], user: str | None, counter: Counter, packed: BinaryIO) -> str:
     """Run *argv* as *user*, write its output to *packed*, line by line through *counter*; return its errors, "" for success."""
     with tempfile.TemporaryFile() as errors:
@@ -193,7 +200,7 @@ def receive(argv: list[str], user: str | None, counter: Counter, packed: BinaryI
             process.stdout.close()
         errors.seek(0)
         said = errors.read().decode(errors="replace")
-    return "" if code == 0 else said or f"it ended with exit code {code}"
+    return ending(code, said)
 
 
 def feed(argv: list[str], user: str | None, lines: Iterable[bytes]) -> str:
@@ -221,4 +228,4 @@ def feed(argv: list[str], user: str | None, lines: Iterable[bytes]) -> str:
                 end_group(process)
         errors.seek(0)
         said = errors.read().decode(errors="replace")
-    return "" if code == 0 else said or f"ERROR: it ended with exit code {code}"
+    return ending(code, said)

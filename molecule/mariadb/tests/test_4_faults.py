@@ -13,7 +13,10 @@ import pytest
 
 CONSENT = ("-e", "rollback_consent=true")
 # Each ends with 0 as soon as what it waits for is there.
-DUMPING = "for i in $(seq 3000); do pgrep -x mariadb-dump >/dev/null && exit 0; sleep 0.02; done; exit 1"
+WAITING = "SELECT 1 FROM information_schema.PROCESSLIST WHERE STATE LIKE 'Waiting for table metadata lock' AND INFO LIKE '%notes%'"
+DUMPING = (
+    f'for i in $(seq 1200); do test -n "$(mariadb -BNe "{WAITING}")" && exit 0; sleep 0.05; done; exit 1'
+)
 SWAPPING = (
     "for i in $(seq 12000); do ls -d /var/lib/mysql/leadbook_broken_* | sort | tail -n 1 | grep -qvxF {} && exit 0; "
     "sleep 0.005; done; exit 1"
@@ -52,7 +55,7 @@ def when(site, moment: str, action: str, holding: contextlib.AbstractContextMana
 
 def when_dumping(site, server, action: str) -> contextlib.AbstractContextManager[None]:
     """`action` while a dump waits for a table that somebody holds."""
-    return when(site, f"{DUMPING} && sleep 0.3", action, server.locked("notes"))
+    return when(site, DUMPING, action, server.locked("notes"))
 
 
 @pytest.fixture(scope="class")
@@ -80,7 +83,12 @@ class TestBackupCutShort:
         done = request.getfixturevalue(fault)
         assert done.run.code == 2, str(done.run)
         assert "FAILED, NOTHING LIVE WAS CHANGED" in done.run.report.splitlines()[0], str(done.run)
-        said = done.run.line("backup on mariadb1: The backup of leadbook at the local socket failed: ")
+        said = done.run.line(
+            "backup on mariadb1: The backup of leadbook at 127.0.0.1:3306 failed in mysqldump: "
+        )
+        assert {"killed": "ended by signal 9", "stopped": "Lost connection to server during query (2013)"}[
+            fault
+        ] in said
         assert "nothing of it was kept and nothing live was changed" in said
         assert server.objects() == done.before.objects
         after(done, "v9")
@@ -97,12 +105,19 @@ def powerless(step):
 
 
 @pytest.mark.long
-class TestNoRightToMakeDatabases:
-    def test_a_deployment_ends_before_anything_is_changed_and_names_the_cure(self, powerless, server, after):
+class TestWithoutTheAdministrator:
+    """The account can neither make a database nor see the function that somebody else has defined."""
+
+    def test_preflight_names_what_is_missing_and_the_cures(self, powerless):
+        assert "The user leadbook may not create databases at 127.0.0.1:3306" in powerless.run.output
+        for cure in (r"GRANT ALL ON `runbook\_%`.* TO leadbook@", "app_database_admin"):
+            assert cure in powerless.run.output
+
+    def test_a_deployment_ends_before_anything_is_changed(self, powerless, server, after):
         assert powerless.run.code == 2, str(powerless.run)
-        said = powerless.run.line("The user leadbook may not create databases at 127.0.0.1:3306")
-        for cure in ("GRANT ALL ON", "app_database_admin"):
-            assert cure in said
+        assert "FAILED, NOTHING LIVE WAS CHANGED" in powerless.run.report.splitlines()[0]
+        said = powerless.run.line("insufficient privileges to SHOW CREATE FUNCTION `doubled`")
+        assert "name a user that has it in app_database_admin" in said
         assert server.objects() == powerless.before.objects
         after(powerless, "v9")
 
@@ -111,7 +126,7 @@ class TestNoRightToMakeDatabases:
 def cut(site, server, step):
     upgrade = step("deploy", "-e", "version=destructive")
     assert upgrade.run.code == 0, str(upgrade.run)
-    last = f"/var/lib/mysql/{server.kept()[-1]}"
+    last = f"/var/lib/mysql/{max(server.kept(), default='none')}"
     kill = "systemctl kill --signal=KILL mariadb.service"
     meanwhile = when(site, SWAPPING.format(last), kill, contextlib.nullcontext())
     done = step("rollback", *CONSENT, meanwhile=meanwhile)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -325,6 +326,30 @@ def test_a_server_that_dies_during_the_dump(
     assert as_app(server, "SELECT count(*) FROM note") == [(500,)]
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'a warning' >&2; kill -KILL $$", "it was ended by signal 9"),
+        ("exit 3", "it ended with exit code 3"),
+        ("echo 'ERROR 1044 (42000): no' >&2; exit 1", "ERROR 1044 (42000): no\n"),
+        ("exit 0", ""),
+    ],
+)
+def test_how_a_client_ended_is_said(script: str, said: str) -> None:
+    command = ["sh", "-c", f"cat >/dev/null; {script}"]
+    assert mysql_dump.receive(command, None, mysql_dump.Counter(), io.BytesIO()) == said
+    assert mysql_dump.feed(command, None, [b"SELECT 1;\n"]) == said
+
+
+def test_who_killed_a_dump_is_to_be_found_not_the_server_s_log(
+    layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql.Mysql, "dump_command", lambda *_words: ["sh", "-c", "kill -KILL $$"])
+    with pytest.raises(Problem, match=r"failed in mysqldump: it was ended by signal 9; .* find who ended it"):
+        take(layout, server)
+    assert leftovers(layout) == []
+
+
 def test_a_user_without_the_right_is_told_what_to_grant(layout: Layout, server: Server) -> None:
     for host in ("%", "localhost"):
         server.sql(f"REVOKE ALL ON `runbook\\_%`.* FROM app@'{host}'", None)
@@ -621,6 +646,9 @@ def test_rows_are_counted_in_the_text_of_a_dump(lines: list[bytes], counts: dict
 def test_words() -> None:
     assert first_error("x\nERROR 1049 (42000): Unknown database 'x'") == "error 1049: Unknown database 'x'"
     assert "create it" in advice("error 1049: Unknown database")
+    assert "app_database_admin" in advice(
+        "mariadb-dump: app has insufficient privileges to SHOW CREATE FUNCTION `f`!"
+    )
     assert version("mariadb-dump  Ver 10.19 Distrib 10.11.19-MariaDB, for debian") == (10, 11, 19)
     assert version("mysqldump  Ver 8.0.36 for Linux on x86_64") == (8, 0, 36)
     assert version("10.11.19-MariaDB-0+deb12u1") == (10, 11, 19)
