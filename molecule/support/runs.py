@@ -26,7 +26,7 @@ LIMIT = 300
 
 @dataclass
 class Run:
-    """What a run of a playbook left: exit code, output, recap and the module executions."""
+    """What a run of a playbook left: exit code, output, recap, the module executions and what gates found."""
 
     command: str
     code: int
@@ -35,6 +35,7 @@ class Run:
     hosts: dict[str, dict[str, int]] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     executions: list[tuple[str, str]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def report(self) -> str:
@@ -138,5 +139,6 @@ def run_playbook(
         seconds=seconds,
         hosts=answer.get("hosts", {}),
         changed=answer.get("changed", []),
+        checks=answer.get("checks", []),
         executions=[(line.split()[0], line.split()[1]) for line in lines],
     )

@@ -90,7 +90,13 @@ LEADBOOK = Application(
     ],
     {"main": "v9"},
 )
-APPLICATIONS = {"goexplorer": GOEXPLORER, "leadbook": LEADBOOK}
+PARCELS = Application(
+    HERE / "parcels",
+    "Parcels",
+    [Version("v1", None, "Depots and their parcels", True)],
+    {"main": "v1"},
+)
+APPLICATIONS = {"goexplorer": GOEXPLORER, "leadbook": LEADBOOK, "parcels": PARCELS}
 
 
 def files_of(directory: Path) -> dict[str, bytes]:

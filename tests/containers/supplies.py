@@ -93,7 +93,7 @@ def make_repositories() -> None:
     """Build the applications' git repositories, where their script is there."""
     REPOSITORIES.mkdir(parents=True, exist_ok=True)
     script = APPLICATIONS / "make_repository.py"
-    for name in ("goexplorer", "leadbook") if script.exists() else ():
+    for name in ("goexplorer", "leadbook", "parcels") if script.exists() else ():
         subprocess.run(
             [sys.executable, str(script), "--application", name, str(REPOSITORIES / f"{name}.git")],
             stdin=subprocess.DEVNULL,
