@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import ssl
 import time
@@ -392,24 +393,25 @@ def _python(check: Check, around: Surroundings, left: float) -> Outcome:
     operator, wanted = check.keys["version"]
     text = ".".join(map(str, wanted))
     expected = f"Python {operator} {text}"
+    repeat = f"{shlex.quote(check.value)} --version"
     try:
         done = run([check.value, "-c", "import sys; print(*sys.version_info[:3])"], timeout=left)
     except Problem as problem:
-        return Outcome(FAIL, problem.message, expected, "install it, or correct app_python.")
+        return Outcome(FAIL, problem.message, expected, "install it, or correct app_python.", repeat)
     words = done.stdout.split()
     if done.rc != 0 or len(words) != 3:
         seen = done.tail().strip().splitlines()[-1:] or [f"exit code {done.rc}"]
-        return Outcome(FAIL, f"{check.value}: {seen[0]}", expected, "install it, or correct app_python.")
+        advice = "install it, or correct app_python."
+        return Outcome(FAIL, f"{check.value}: {seen[0]}", expected, advice, repeat)
     found = [int(word) for word in words]
     good = version_holds(operator, wanted, found)
     advice = "" if good else "install that version, or name another interpreter in app_python."
-    return Outcome(
-        PASS if good else FAIL, f"Python {'.'.join(words)}", expected, advice, f"{check.value} --version"
-    )
+    return Outcome(PASS if good else FAIL, f"Python {'.'.join(words)}", expected, advice, repeat)
 
 
 def _variables(check: Check, around: Surroundings, left: float) -> Outcome:
     required = list(check.value)
+    repeat = ""
     if "example" in check.keys:
         path = str(check.keys["example"])
         if not around.repository:
@@ -417,6 +419,7 @@ def _variables(check: Check, around: Surroundings, left: float) -> Outcome:
                 INCONCLUSIVE, f"there is no repository to read {path} from", "the example to be read"
             )
         argv = ["git", "--git-dir", around.repository, "show", f"{around.commit}:{path}"]
+        repeat = shlex.join(argv)
         done = run(argv, timeout=left)
         if done.rc != 0:
             return Outcome(
@@ -424,10 +427,12 @@ def _variables(check: Check, around: Surroundings, left: float) -> Outcome:
                 f"{path} is not in commit {around.commit}",
                 "the example to be read",
                 done.tail(),
+                repeat,
             )
         required += [name for name in names_in_example(done.stdout) if name not in required]
     optional = set(map(str, check.keys.get("optional", [])))
-    return judge_variables([name for name in required if name not in optional], around.variables)
+    names = [name for name in required if name not in optional]
+    return judge_variables(names, around.variables)._replace(repeat=repeat)
 
 
 def _dns(check: Check, around: Surroundings, left: float) -> Outcome:
@@ -450,16 +455,19 @@ def _dns(check: Check, around: Surroundings, left: float) -> Outcome:
 def _port(check: Check, around: Surroundings, left: float) -> Outcome:
     host, port = place_of(check.value, check.where)
     expected = f"{check.value} to accept a connection"
+    code = f"import socket; socket.create_connection(({host!r}, {port}), 5)"
+    repeat = f"python3 -c {shlex.quote(code)}"
     try:
         socket.create_connection((host, port), timeout=left).close()
     except socket.gaierror as error:
-        return Outcome(INCONCLUSIVE, str(error), expected)
+        return Outcome(INCONCLUSIVE, str(error), expected, "", repeat)
     except OSError as error:
         seen = (
-            "no answer in time" if isinstance(error, TimeoutError) else str(error.strerror or error).lower()
+            "no answer in time" if isinstance(error, (TimeoutError, socket.timeout)) else str(error.strerror or error).lower()
         )
-        return Outcome(FAIL, seen, expected, "start what should listen there, or open the way to it.")
-    return Outcome(PASS, "it does", expected)
+        advice = "start what should listen there, or open the way to it."
+        return Outcome(FAIL, seen, expected, advice, repeat)
+    return Outcome(PASS, "it does", expected, "", repeat)
 
 
 def _tls(check: Check, around: Surroundings, left: float) -> Outcome:

@@ -29,7 +29,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
     parse_flow,
     parse_flows,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target
+from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target, whole_addresses
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._waivers import (
     Waiver,
@@ -187,6 +187,8 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Callable[[float], li
     values = Values(options["placeholders"], secrets)
     for check in checks:
         verify_placeholders(check, values)
+    if not options["address"]:
+        whole_addresses(check.url for check in checks)
     asked = [check for check in checks if reads_only(check) or not check_mode]
     target = Target(
         options["address"] or "http://localhost", None, None, options["headers"], True, options["ca_path"]

@@ -19,7 +19,7 @@ import socket as sockets
 import ssl
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -132,6 +132,18 @@ class Target:
                 context.verify_mode = ssl.CERT_NONE
             self._context = context
         return self._context
+
+
+def whole_addresses(urls: Iterable[str]) -> None:
+    """Require that each of *urls* says itself where it is asked, as there is nothing else that does.
+
+    :raises Problem: for the first that is only a path.
+    """
+    for index, url in enumerate(urls):
+        if "://" not in url:
+            raise Problem(
+                f"checks[{index}].url is {url!r}, and there is no address that the path belongs to: give app_url, or a whole address."
+            )
 
 
 class Route(NamedTuple):

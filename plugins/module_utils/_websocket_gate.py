@@ -35,6 +35,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http_transport imp
     Unanswered,
     connect,
     explained,
+    whole_addresses,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -126,8 +127,11 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Probe:
     :raises Problem: when a check is not well written, or a placeholder or secret has no value.
     """
     secrets = parse_environment(options["secrets"], "secrets")
+    checks = [parse_check(item, f"checks[{index}]") for index, item in enumerate(options["checks"])]
+    if not options["address"] and not options["socket"]:
+        whole_addresses(check.url for check in checks)
     target = Target(
-        plain_http(options["address"]) if options["address"] else None,
+        plain_http(options["address"] or ("" if options["socket"] else "ws://localhost")),
         options["socket"],
         options["host"],
         options["headers"],
@@ -137,7 +141,6 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Probe:
     if not options["timeout"] > 0:
         raise Problem(f"timeout must be a number of seconds above 0, found {options['timeout']}.")
     around = Around(target, Values(options["placeholders"], secrets), options["timeout"])
-    checks = [parse_check(item, f"checks[{index}]") for index, item in enumerate(options["checks"])]
     for check in checks:
         verify_values(check, around.values)
         route_of(check, around)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shlex
 import socket
 import sqlite3
 import subprocess
@@ -90,6 +91,7 @@ def test_each_subject(check, verdict, said):
     assert found["verdict"] == verdict, found
     assert said in found["message"]
     assert bool(found["message"]) == (verdict != "pass")
+    assert found["repeat"] and (verdict == "pass" or found["repeat"] in found["message"])
 
 
 def test_a_name_that_does_not_exist_is_no_pass():
@@ -97,7 +99,14 @@ def test_a_name_that_does_not_exist_is_no_pass():
 
 
 def test_a_port_that_accepts_and_one_that_swallows(port):
-    assert ask({"port": f"127.0.0.1:{port}"})["verdict"] == "pass"
+    there = ask({"port": f"127.0.0.1:{port}"})
+    assert (there["verdict"], subprocess.run(shlex.split(there["repeat"]), check=False).returncode) == (
+        "pass",
+        0,
+    )
+    gone = ask({"port": "127.0.0.1:1"})
+    refused = subprocess.run(shlex.split(gone["repeat"]), check=False, capture_output=True, text=True)
+    assert (gone["verdict"], "ConnectionRefusedError" in refused.stderr) == ("fail", True)
     begun = time.monotonic()
     # A full queue of a listener that never accepts: the connection hangs, and the check does not.
     with socket.socket() as deaf:
@@ -192,6 +201,8 @@ def test_variables_of_the_example_in_the_commit(tmp_path):
     check = {"variables": ["EXTRA"], "example": ".env.example"}
     found = ask(check, environment='{"EXTRA": "1", "SECRET_KEY": "x"}', **around)
     assert (found["verdict"], "missing: DATABASE_URL" in found["message"]) == ("fail", True)
+    again = subprocess.run(shlex.split(found["repeat"]), check=True, capture_output=True, text=True)
+    assert "DATABASE_URL" in again.stdout
     assert (
         ask(
             {**check, "optional": ["DATABASE_URL"]}, environment='{"EXTRA": "1", "SECRET_KEY": "x"}', **around
@@ -378,6 +389,16 @@ def test_gates_that_cannot_be_read_are_refused_at_any_moment(gates, said):
     with pytest.raises(Problem) as refused:
         perform(gates, "watch")
     assert said in refused.value.message
+
+
+def test_a_path_belongs_to_the_public_address_and_to_nothing_else(server):
+    place = f"http://127.0.0.1:{server.port}"
+    for kind, more in (("http", {"name": "page"}), ("websocket", {"name": "talk", "status": 200})):
+        gate = {"kind": kind, "url": "/", "moments": ["preflight"], **more}
+        with pytest.raises(Problem, match="give app_url, or a whole address"):
+            perform([gate])
+        (found,) = perform([gate], address=place)["checks"]
+        assert found["verdict"] == "pass", found
 
 
 def test_several_kinds_are_asked_at_once_and_a_slow_one_does_not_hold_up_the_end():

@@ -170,6 +170,15 @@ def test_a_real_server(address, check, verdict, said):
     assert len(json.dumps(found)) < 8000 or "x" * 1000 in json.dumps(check)
 
 
+def test_a_whole_address_needs_no_other(address):
+    """As in app_gates of an application without a public address; a path is refused, and never asked of this host."""
+    found = ask({"url": f"{address}/"})
+    assert found["verdict"] == "pass", found
+    with pytest.raises(Problem) as refused:
+        ask({"url": "/"})
+    assert "give app_url, or a whole address" in refused.value.message
+
+
 def test_headers_as_a_browser_behind_a_proxy_sends_them(address):
     check = {
         "url": "/?a=b c",

@@ -1,0 +1,112 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host of the scenario `gates`: its visitors, its services, and what the gates of a deployment's beginning say of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from machine import Machine, until_empty
+from runs import Run
+from traffic import ask
+
+# Everything is asked at the beginning, as the tests deploy nothing.
+MOMENTS = {"test_moments": ["preflight"], "test_visited": ["preflight"]}
+# What a service or a server may need to be as it was, on a machine that does other things besides.
+PATIENCE = 60.0
+
+
+class Found(NamedTuple):
+    """What a run of the gates came to: its exit code, and the verdict of each check that is no pass."""
+
+    code: int
+    verdicts: dict[str, str]
+    run: Run
+
+
+class Visitors:
+    """Somebody who asks for a page all the time; `lost`: every second time for the one that fails."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.lost = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._visit, daemon=True)
+
+    def __enter__(self) -> Visitors:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _visit(self) -> None:
+        while not self._ended.wait(0.05):
+            ask(self.address, "/", host="parcels.example")
+            if self.lost:
+                ask(self.address, "/lost", host="parcels.example")
+
+
+class Host:
+    """The host, its services, and what the tests do to it."""
+
+    def __init__(self, site: Machine, visitors: Visitors, names: set[str]) -> None:
+        self.site = site
+        self.visitors = visitors
+        self.names = names
+
+    def deployment(self) -> str:
+        """The deployment that serves."""
+        return json.loads(self.site.ask(self.site.health).body)["deployment"]
+
+    def unit(self, service: str) -> str:
+        """The unit of a service in the instance that is live."""
+        return f"{self.site.application}-test-{service}@{self.deployment()}.service"
+
+    def main(self, service: str) -> str:
+        """The process of a service that is started by systemd; "0" where there is none."""
+        return self.site.run("systemctl", "show", "--property=MainPID", "--value", self.unit(service)).strip()
+
+    def sql(self, statement: str) -> str:
+        """What the database's administrator is answered."""
+        words = ("psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", "parcels")
+        return self.site.run(*words, user="postgres", text=statement).strip()
+
+    def celery(self, *words: str) -> tuple[int, str]:
+        """What the application's own Celery answers, in the environment of its worker."""
+        code = "set -a; . {0}/shared/env/{1}.env; cd {0}/current; exec celery -A parcels.tasks {2}"
+        done = self.site.attempt(
+            *("sh", "-c", code.format(self.site.root, self.deployment(), " ".join(words))), user=self.site.user
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def settle(self, question: Callable[[], list[str]]) -> None:
+        """Wait until nothing is wrong any more."""
+        assert until_empty(question, PATIENCE) == []
+
+    def listening(self, port: int) -> list[str]:
+        """Nothing as soon as somebody listens on `port` of the host."""
+        words = ("ss", "--listening", "--tcp", "--numeric", "--no-header", f"sport = :{port}")
+        return [] if self.site.run(*words).strip() else [f"nobody listens on {port}"]
+
+    def working(self) -> list[str]:
+        """Nothing as soon as a worker answers."""
+        code, output = self.celery("inspect", "ping", "--timeout", "2")
+        return [] if code == 0 else [output[-500:]]
+
+    def ask(self, *words: str, **variables: object) -> Found:
+        """Run the gates of a deployment's beginning; the inventory's variables may be others."""
+        more = json.dumps({"version": "v1", **MOMENTS, **variables})
+        run = self.site.playbook("pre_deploy", "-e", more, *words)
+        verdicts = {check["name"]: check["verdict"] for check in run.checks}
+        assert len(run.checks) == len(verdicts)
+        # Each was asked, whatever became of the others.
+        assert set(verdicts) == self.names, str(run)
+        return Found(
+            run.code, {name: verdict for name, verdict in verdicts.items() if verdict != "pass"}, run
+        )
