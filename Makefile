@@ -64,7 +64,7 @@ image: $(READY) ## the image of the test hosts
 molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for another than default
 	@mkdir -p build/reports
 	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
-	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql --exclude mariadb)
+	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql --exclude mariadb --exclude gates)
 
 .PHONY: test-postgresql
 test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults
@@ -83,6 +83,10 @@ guards: ## the scenario guards in short: a refusal, a lost host, a killed run, a
 
 test-guards: ## all of it: refusals, lost hosts, killed runs, sources and adoption; longer than CI has time for
 	$(MAKE) molecule SCENARIO=guards
+
+.PHONY: gates
+gates: ## a host with everything that gates ask: one thing after the other is broken, and exactly the right checks fail
+	$(MAKE) molecule SCENARIO=gates
 
 .PHONY: test
 test: $(READY) ## all of it; ends with the number of tests that passed and failed

@@ -81,7 +81,8 @@ class Host:
         """What the application's own Celery answers, in the environment of its worker."""
         code = "set -a; . {0}/shared/env/{1}.env; cd {0}/current; exec celery -A parcels.tasks {2}"
         done = self.site.attempt(
-            *("sh", "-c", code.format(self.site.root, self.deployment(), " ".join(words))), user=self.site.user
+            *("sh", "-c", code.format(self.site.root, self.deployment(), " ".join(words))),
+            user=self.site.user,
         )
         return done.returncode, done.stdout + done.stderr
 

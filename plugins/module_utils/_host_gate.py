@@ -463,7 +463,9 @@ def _port(check: Check, around: Surroundings, left: float) -> Outcome:
         return Outcome(INCONCLUSIVE, str(error), expected, "", repeat)
     except OSError as error:
         seen = (
-            "no answer in time" if isinstance(error, (TimeoutError, socket.timeout)) else str(error.strerror or error).lower()
+            "no answer in time"
+            if isinstance(error, (TimeoutError, socket.timeout))
+            else str(error.strerror or error).lower()
         )
         advice = "start what should listen there, or open the way to it."
         return Outcome(FAIL, seen, expected, advice, repeat)

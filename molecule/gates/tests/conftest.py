@@ -21,6 +21,7 @@ pytest.register_assert_rewrite("machine", "disclosure", "gated")
 from gated import Host, Visitors
 from machine import Machine
 
+
 @pytest.fixture(scope="session")
 def variables() -> dict:
     """The variables of the inventory, as they are written."""

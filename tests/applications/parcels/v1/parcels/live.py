@@ -3,8 +3,9 @@
 import json
 import sys
 
-from parcels.database import ask
 from websockets.sync.server import serve
+
+from parcels.database import ask
 
 
 def talk(connection):

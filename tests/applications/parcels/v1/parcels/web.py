@@ -60,5 +60,7 @@ def application(environ, start_response):
         with COUNTS[status].get_lock():
             COUNTS[status].value += 1
     body = text.encode()
-    start_response(f"{status} {REASONS[status]}", [("Content-Type", kind), ("Content-Length", str(len(body)))])
+    start_response(
+        f"{status} {REASONS[status]}", [("Content-Type", kind), ("Content-Length", str(len(body)))]
+    )
     return [body]
