@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.plugins.action.add_host import ActionModule as AddHost
+from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.module_utils._contract import (
     VARIABLES,
     check,
@@ -20,6 +22,14 @@ from ansible_collections.runbook.deploy.plugins.module_utils._contract import (
     inputs_digest,
     services_of,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window import (
+    missing,
+    outside,
+    parse_approvals,
+    parse_windows,
+    signatures,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # Molecule skips these in every run; no task of the collection has them.
 FOREIGN_TAGS = ("molecule-notest", "notest")
@@ -54,6 +64,8 @@ class ActionModule(ActionBase):
             errors = self._one_file_each(values, variables)
         if not errors:
             primary, errors = self._primary(values, variables, purpose)
+        if not errors:
+            permission, errors = self._permission({**values, **defaults(values)}, variables, purpose)
         if errors:
             result.update(failed=True, msg="\n".join(errors), errors=errors, changed=False)
             return result
@@ -65,6 +77,7 @@ class ActionModule(ActionBase):
             "deploy_primary_host": primary,
             "deploy_health_host": health_host(full),
             "deploy_version": full["app_version"],
+            **permission,
             "deploy_operator": variables.get("deploy_operator") or self._operator(),
         }
         groups = ["deploy_hosts", "deploy_primary" if host == primary else "deploy_others"]
@@ -173,6 +186,40 @@ class ActionModule(ActionBase):
                 "leave it in, or name another in app_primary."
             ]
         return primary, []
+
+    def _permission(
+        self, full: dict[str, Any], variables: dict[str, Any], purpose: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return the facts that say who approved and what stands against a deployment now, and what cannot be read of them.
+
+        A refusal is made by preflight, where something is to be done. Gates alone and check mode are warned of it.
+        """
+
+        def given(name: str) -> Any:
+            return self._templar.template(variables[name]) if name in variables else ""
+
+        now = datetime.datetime.now(datetime.timezone.utc)
+        try:
+            approvals = parse_approvals(given("deployment_approvals"))
+        except Problem as problem:
+            return {}, [problem.message]
+        reason = " ".join(str(given("deployment_outside_window") or "").split())
+        windows = parse_windows(full["app_window"])
+        shut = outside(windows, now, "")
+        refusals = [
+            text
+            for text in (outside(windows, now, reason), missing(full["app_approvals"], approvals))
+            if text
+        ]
+        goes_on = bool(given("deploy_goes_on")) and not self._task.check_mode
+        if purpose == "deployment" and refusals and not goes_on:
+            for refusal in refusals:
+                Display().warning(f"A deployment would be refused now. {refusal}")
+        return {
+            "deploy_approvals": signatures(full["app_approvals"], approvals, now),
+            "deploy_outside_window": reason if shut and purpose == "deployment" else "",
+            "deploy_refusals": refusals if purpose == "deployment" and goes_on else [],
+        }, []
 
     @staticmethod
     def _operator() -> str:

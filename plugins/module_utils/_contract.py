@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window import parse_roles, parse_windows
 from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse_gates
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
@@ -147,6 +148,10 @@ VARIABLES: dict[str, Variable] = {
     "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
     "app_adopt": Variable("dict", {}, "Present installation to take over: path, service, environment_file."),
     "app_batch": Variable("list", [1, "100%"], "How many hosts are restarted at a time, batch after batch."),
+    "app_window": Variable(
+        "list", [], "When a deployment may begin: days, from, to and zone; always by default."
+    ),
+    "app_approvals": Variable("list", [], "Roles that have to approve a deployment, each by a name."),
     "app_notifications": Variable(
         "list", [], "Who is told by webhook or mail how a deployment begins and ends.", secret=True
     ),
@@ -201,6 +206,8 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_gates": parse_gates,
     "app_gate_waivers": parse_waivers,
     "app_notifications": parse_notifications,
+    "app_window": parse_windows,
+    "app_approvals": parse_roles,
 }
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),

@@ -49,6 +49,8 @@ ABOUT = (
     "controller",
     "undoes",
     "instance",
+    "approvals",
+    "outside_window",
 )
 ID_TIME = "%Y%m%dT%H%M%S"
 # A record is a few kilobytes. Nothing older than the last so many deployments is ever a target or pinned.

@@ -162,6 +162,15 @@ def notification_lines(told: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", "## Notifications", "", *_table(("event", "who", "result"), rows)] if rows else []
 
 
+def sign_offs(record: Mapping[str, Any]) -> list[str]:
+    """Return the table of approvals, with blanks to be filled in by hand for those that nobody gave."""
+    rows = [
+        (one["role"], one.get("name") or "______________", one.get("at") or "______________")
+        for one in record.get("approvals") or []
+    ]
+    return ["", "## Sign-offs", "", *_table(("role", "name", "time"), rows)] if rows else []
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     def cells(row: Sequence[Any]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
@@ -214,6 +223,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
             ("before", _release(record.get("previous"))),
             ("serving now", _release(live_on_primary(facts))),
             ("traffic taken", record.get("traffic_taken") or "never"),
+            *([("outside the window", record["outside_window"])] if record.get("outside_window") else []),
         ],
     )
     failures = facts.get("failures") or []
@@ -246,6 +256,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
     if backup.get("id"):
         lines += ["", "## Backup", ""]
         lines += _table(("id", "bytes", "sha256"), [(backup["id"], backup.get("size"), backup.get("sha256"))])
+    lines += sign_offs(record)
     lines += notification_lines(record.get("notifications") or [])
     if facts.get("states"):
         rows = [(host, host_sentence(state)) for host, state in sorted(facts["states"].items())]

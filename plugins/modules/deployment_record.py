@@ -45,7 +45,8 @@ options:
     description:
       - For O(state=begun), the header of the record.
       - The members are C(kind) (C(deployment) or C(rollback)), C(application), C(stage), C(version), C(commit), C(release), C(operator),
-        C(controller), C(undoes) (the deployment that a rollback takes back) and C(instance) (the deployment that serves after a rollback).
+        C(controller), C(undoes) (the deployment that a rollback takes back), C(instance) (the deployment that serves after a rollback),
+        C(approvals) (a list of C(role), C(name) and C(at)) and C(outside_window) (why it began outside of C(app_window)).
     type: dict
     default: {}
   host:

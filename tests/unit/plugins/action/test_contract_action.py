@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from typing import Any
 
 from action_tools import act
+from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.action.contract import ActionModule
 
 GOOD = {
@@ -177,3 +179,59 @@ def test_a_variable_that_cannot_be_templated_is_named():
 
 def test_options_that_do_not_exist_are_refused():
     assert act(ActionModule, {"porpose": "status"}, {"inventory_hostname": "web1"})["failed"]
+
+
+class TestPermission:
+    """The window is one that never is now: it opens in two to three days by the controller's clock."""
+
+    @staticmethod
+    def shut(**changes):
+        day = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=2)
+        window = {"days": [day.strftime("%a").lower()], "from": "12:00", "to": "13:00"}
+        return check(app_window=[window], deploy_goes_on=True, **changes)
+
+    def facts(self, answer):
+        return answer["add_host"]["host_vars"]
+
+    def test_outside_the_window_is_a_refusal_for_preflight(self):
+        (refusal,) = self.facts(self.shut())["deploy_refusals"]
+        assert "app_window opens next on" in refusal
+        assert "12:00 (UTC)" in refusal
+
+    def test_a_reason_lets_it_pass_and_is_kept(self):
+        facts = self.facts(self.shut(deployment_outside_window="the shop  is down"))
+        assert facts["deploy_refusals"] == []
+        assert facts["deploy_outside_window"] == "the shop is down"
+
+    def test_inside_the_window_a_reason_is_not_needed_and_not_kept(self):
+        facts = self.facts(check(deployment_outside_window="just so", deploy_goes_on=True))
+        assert facts["deploy_refusals"] == []
+        assert facts["deploy_outside_window"] == ""
+
+    def test_a_missing_approval_is_a_refusal_and_a_given_one_is_kept(self):
+        missing = self.facts(check(app_approvals=["dba"], deploy_goes_on=True))
+        assert "the approval of dba, which is missing" in missing["deploy_refusals"][0]
+        assert missing["deploy_approvals"] == [{"role": "dba", "name": None, "at": None}]
+        given = self.facts(
+            check(app_approvals=["dba"], deploy_goes_on=True, deployment_approvals={"dba": "bob"})
+        )
+        assert given["deploy_refusals"] == []
+        assert [(one["role"], one["name"]) for one in given["deploy_approvals"]] == [("dba", "bob")]
+        assert given["deploy_approvals"][0]["at"]
+
+    def test_what_is_no_approval_is_refused_at_once(self):
+        answer = check(app_approvals=["dba"], deployment_approvals="bob", deploy_goes_on=True)
+        assert answer["failed"]
+        assert "deployment_approvals must be a mapping" in answer["msg"]
+
+    def test_gates_alone_and_a_rollback_are_not_held_up(self, monkeypatch):
+        warnings = []
+        monkeypatch.setattr(Display, "warning", lambda self, text, **options: warnings.append(text))
+        assert self.facts(check(app_approvals=["dba"]))["deploy_refusals"] == []
+        assert "A deployment would be refused now. app_approvals asks" in warnings[0]
+        back = self.facts(
+            check("rollback", app_approvals=["dba"], deploy_goes_on=True, deployment_outside_window="x")
+        )
+        assert back["deploy_refusals"] == []
+        assert back["deploy_outside_window"] == ""
+        assert len(warnings) == 1

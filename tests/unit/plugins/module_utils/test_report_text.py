@@ -129,3 +129,31 @@ def test_what_a_rehearsal_found_is_a_cell() -> None:
     facts = {"verdict": "success", "application": "shop", "stage": "test"}
     text = markdown({**facts, "record": {"plan": {"migrations": [{**migration, "rehearsed": lost}]}}})
     assert "differs (table notes: 1 rows, was 2 rows)" in text
+
+
+def test_sign_offs_have_blanks_and_who_could_not_be_told_is_there() -> None:
+    record = {
+        "id": "20261121T013700-ab12",
+        "outside_window": "the shop is down",
+        "approvals": [
+            {"role": "tech_lead", "name": "ann", "at": "2026-11-21T01:36:58Z"},
+            {"role": "dba", "name": None, "at": None},
+        ],
+        "notifications": [
+            {
+                "event": "start",
+                "sent": ["ops"],
+                "unsent": [{"name": "on call", "message": "It was not sent."}],
+            }
+        ],
+    }
+    text = markdown({"verdict": "success", "application": "shop", "stage": "test", "record": record})
+    assert "| tech_lead | ann | 2026-11-21T01:36:58Z |" in text
+    assert "| dba | ______________ | ______________ |" in text
+    assert "| outside the window | the shop is down |" in text
+    assert "| start | ops | sent |" in text
+    assert "| start | on call | It was not sent. |" in text
+    bare = markdown({"verdict": "success", "application": "shop", "stage": "test", "record": {}})
+    assert "Sign-offs" not in bare
+    assert "Notifications" not in bare
+    assert "window" not in bare

@@ -1,0 +1,115 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""playbooks/deploy.yml itself refuses what nobody may deploy now, and leaves nothing on the host."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture
+def deploy(tmp_path):
+    """Return a function that runs a playbook for an application of this host, and returns its exit code and its text."""
+    repository = tmp_path / "repository"
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
+    (repository / "requirements.txt").write_text("")
+    for words in (["add", "."], ["commit", "-qm", "First"], ["tag", "v1"]):
+        subprocess.run([*git, *words], check=True)
+    root = tmp_path / "srv" / "shop"
+    for name in ("releases", "deployments", "shared", "scratch", "run", "environments", "backups"):
+        (root / name).mkdir(parents=True)
+    variables = {
+        "app_name": "shop",
+        "app_stage": "production",
+        "app_root": str(root),
+        "app_user": "",
+        "app_repository": f"file://{repository}",
+        "app_version": "v1",
+        "app_framework": "none",
+        "app_services": [{"name": "web", "manager": "process", "command": "false {socket}"}],
+        # The release cannot be built: it ends soon after it has begun.
+        "app_python": "/nonexistent/python3",
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+    }
+    inventory = {"app": {"hosts": {"web1": None}, "vars": variables}}
+    (tmp_path / "hosts.json").write_text(json.dumps(inventory))
+
+    def run(*options, playbook="deploy"):
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".ansible_dev"),
+            "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
+            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+            "ANSIBLE_NOCOLOR": "1",
+            "GIT_ALLOW_PROTOCOL": "file",
+        }
+        argv = [
+            sys.executable,
+            "-m",
+            "ansible",
+            "playbook",
+            "-i",
+            "hosts.json",
+            str(ROOT / f"playbooks/{playbook}.yml"),
+        ]
+        done = subprocess.run(
+            [*argv, *options],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    run.root = root
+    return run
+
+
+def option(**values):
+    return ["-e", json.dumps(values)]
+
+
+def test_a_missing_approval_and_a_shut_window_stop_it_before_anything_is_begun(deploy):
+    day = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=2)
+    window = [{"days": [day.strftime("%a").lower()], "from": "12:00", "to": "13:00"}]
+    rules = option(app_window=window, app_approvals=["tech_lead", "dba"])
+    code, text = deploy(*rules, *option(deployment_approvals={"tech_lead": "ann"}))
+    assert code != 0
+    assert "REFUSED, NOTHING WAS CHANGED" in text, text
+    assert "the approval of dba, which is missing" in text
+    assert "app_window opens next on" in text
+    assert list((deploy.root / "deployments").iterdir()) == []
+    assert list((deploy.root / "releases").iterdir()) == []
+    assert not (deploy.root / "deployment.lock").exists()
+
+    code, text = deploy(*rules, playbook="pre_deploy")
+    assert code == 0, text
+    assert "A deployment would be refused now." in text
+
+    given = option(
+        deployment_approvals={"tech_lead": "ann", "dba": "bob"}, deployment_outside_window="the shop is down"
+    )
+    deploy(*rules, *given)
+    # What counts is that it was begun, with who answers for it.
+    (path,) = (deploy.root / "deployments").glob("*.json")
+    record = json.loads(path.read_text())
+    assert [(one["role"], one["name"]) for one in record["approvals"]] == [
+        ("tech_lead", "ann"),
+        ("dba", "bob"),
+    ]
+    assert record["outside_window"] == "the shop is down"
