@@ -33,7 +33,14 @@ EMPTY = "<testsuites><testsuite/></testsuites>"
 
 
 def test_each_outcome_is_counted():
-    assert run_all.count_report(MIXED) == (1, 2, ("a.left: no engine",))
+    assert run_all.count_report(MIXED) == (1, 2, ("a.left: no engine",), ())
+
+
+def test_a_second_attempt_counts_once_and_is_named():
+    again = GOOD.replace("<testcase", '<testcase classname="a" name="good"/><testcase')
+    assert run_all.count_report(again) == (1, 0, (), ("a.good",))
+    both = again.replace('name="good"/></testsuite>', 'name="good"><failure/></testcase></testsuite>')
+    assert run_all.count_report(both) == (0, 1, (), ())
 
 
 @pytest.mark.parametrize(
