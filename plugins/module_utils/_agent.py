@@ -19,7 +19,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 # Imported so that they are sent to the host along with this file; their text is what is wanted.
@@ -127,10 +127,10 @@ class AgentProblem(Problem):
         self.error = dict(error or {})
 
 
-def agent_sources(framework: str = "django") -> bytes:
-    """Return the agent's own text for *framework* as a JSON object of module names to sources."""
+def agent_sources(framework: str = "django", parts: Sequence[tuple[str, Any]] | None = None) -> bytes:
+    """Return the agent's own text for *framework*, or of *parts*, as a JSON object of module names to sources."""
     texts = {}
-    for name, module in ALEMBIC_PARTS if framework == "alembic" else AGENT_PARTS:
+    for name, module in parts or (ALEMBIC_PARTS if framework == "alembic" else AGENT_PARTS):
         # By the loader, because on a host the files are inside the module's zip archive.
         spec = importlib.util.find_spec(module.__name__)
         texts[name] = spec.loader.get_source(module.__name__)
@@ -147,6 +147,7 @@ class Agent:
     :param secrets: texts to hide in everything that is shown.
     :param limit: seconds for all requests together.
     :param framework: ``django`` or ``alembic``: which operations it has.
+    :param parts: instead of those of a framework: (name, module) of the runtime and of what has the operations.
     :raises Problem: when the interpreter does not exist or *user* cannot be assumed.
     """
 
@@ -160,6 +161,7 @@ class Agent:
         secrets: Iterable[str] = (),
         limit: float = 300.0,
         framework: str = "django",
+        parts: Sequence[tuple[str, Any]] | None = None,
     ) -> None:
         self.secrets = list(secrets)
         self.limit = limit
@@ -169,7 +171,7 @@ class Agent:
         self.answers_closed = False
         self.finished = False
         self.selector = selectors.DefaultSelector()
-        sources = agent_sources(framework)
+        sources = agent_sources(framework, parts)
         theirs_in, self.requests = os.pipe()
         self.answers, theirs_out = os.pipe()
         try:

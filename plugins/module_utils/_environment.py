@@ -94,6 +94,10 @@ REASONS = (
     ),
 )
 
+FROM_REQUIREMENTS = "from app_requirements"
+# What to do where the requirement is the collection's own.
+ELSEWHERE = "name an index that has it in app_build_environment"
+
 
 class Interpreter(NamedTuple):
     """A Python: its real path, full version, cache tag (``cpython-311``), platform and libc."""
@@ -221,6 +225,7 @@ def ensure_environment(
     user: str | None,
     read_only: bool,
     timeout: float,
+    origin: str = FROM_REQUIREMENTS,
 ) -> bool:
     """Build ``environments/<digest>`` unless it is there, and return whether it was built.
 
@@ -232,6 +237,7 @@ def ensure_environment(
     :param user: the application's user, who must be able to run what was built.
     :param read_only: take the write bits away, because that user owns the files.
     :param timeout: seconds for each command.
+    :param origin: what it is built from or for, in words for a failure.
     :raises Problem: when something cannot be installed; what was half built is removed.
     """
     path = layout.environment(digest)
@@ -257,7 +263,7 @@ def ensure_environment(
             began = time.monotonic()
             variables = installer_variables(layout, build, uv is not None)
             tool = Installer(
-                path, interpreter, uv, variables, release / directory, timeout, secret_parts(build)
+                path, interpreter, uv, variables, release / directory, timeout, secret_parts(build), origin
             )
             tool.create()
             tool.install(requirements, release)
@@ -292,6 +298,7 @@ class Installer:
         cwd: Path,
         timeout: float,
         secrets: Sequence[str],
+        origin: str,
     ) -> None:
         self.path = path
         self.python = str(path / "bin" / "python")
@@ -301,6 +308,7 @@ class Installer:
         self.cwd = cwd
         self.timeout = timeout
         self.secrets = secrets
+        self.origin = origin
 
     def run(self, argv: list[str]) -> Finished:
         """Run *argv* where the application lies: a relative path in a requirement file means that place."""
@@ -366,7 +374,7 @@ class Installer:
                 argv = [self.python, "-m", "pip", "install", "--quiet", "--no-warn-script-location"]
             done = self.run([*argv, *options, *step])
             if done.rc != 0:
-                raise failure(done, self.timeout)
+                raise failure(done, self.timeout, self.origin)
         done = self.run(self.pip("check"))
         if done.rc != 0:
             raise Problem(
@@ -386,7 +394,7 @@ class Installer:
         return [self.python, "-m", "pip", command]
 
 
-def failure(done: Finished, timeout: float) -> Problem:
+def failure(done: Finished, timeout: float, origin: str = FROM_REQUIREMENTS) -> Problem:
     """Return the Problem for an installation that failed, with the reason when its output tells."""
     reason, advice = "the installer gave an error", "see its last lines in `evidence`"
     if done.timed_out:
@@ -396,8 +404,10 @@ def failure(done: Finished, timeout: float) -> Problem:
             if re.search(pattern, done.stdout + done.stderr):
                 reason, advice = known, remedy
                 break
+    if origin != FROM_REQUIREMENTS:
+        advice = advice.replace("correct app_requirements, app_constraints or app_packages", ELSEWHERE)
     return Problem(
-        f"The Python environment cannot be built from app_requirements, because {reason}; nothing live was "
+        f"The Python environment cannot be built {origin}, because {reason}; nothing live was "
         f"touched: {advice}.",
         done.tail(),
     )

@@ -40,6 +40,8 @@ FORMER_KEPT = 3
 MINIMUM_BACKUPS = 3
 # How manifests and records write times (UTC).
 FORM = "%Y-%m-%dT%H:%M:%SZ"
+# Environments of this prefix belong to the collection itself, and to no release.
+STORE_ENVIRONMENT = "store-"
 RELEASE_LINK = re.compile(r"^([0-9a-f]{12}-[0-9a-f]{8})\.deployment$")
 
 
@@ -361,7 +363,8 @@ def apply(
     if named is not None:
         with contextlib.suppress(OSError):
             for path in sorted(layout.environments.iterdir()):
-                if path.is_dir() and not path.name.startswith(".") and path.name not in named:
+                ours = path.name.startswith((".", STORE_ENVIRONMENT))
+                if path.is_dir() and not ours and path.name not in named:
                     remove("environments", path, remove_tree)
     pins = pinned_backups(records, current.get("deployment"), target)
     for name in surplus_backups(
