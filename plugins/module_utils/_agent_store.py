@@ -78,6 +78,9 @@ def answering(operation: Callable[..., dict[str, Any]]) -> Callable[..., dict[st
             OSError,
         ) as error:
             return {"failed": fault(error)}
+        except RecursionError as error:
+            # botocore asks again and again for the region of a bucket where each answer sends it elsewhere.
+            return {"failed": {**fault(error), "code": "PermanentRedirect"}}
 
     return call
 

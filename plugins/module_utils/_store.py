@@ -39,7 +39,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     write_json,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._record import read_records, rollback_target
+from ansible_collections.runbook.deploy.plugins.module_utils._record import load_records, rollback_target
 from ansible_collections.runbook.deploy.plugins.module_utils._retention import (
     list_backups,
     pinned_backups,
@@ -404,8 +404,16 @@ def put_in_place(layout: Layout, partial: Path, name: str) -> None:
 
 
 def pins(layout: Layout) -> set[str]:
-    """Return the backups that a rollback may need, by the records on this host."""
-    records = read_records(layout)
+    """Return the backups that a rollback may need, by the records on this host.
+
+    :raises StoreFault: when a record cannot be read: what it needs is not known.
+    """
+    records, damaged = load_records(layout)
+    if damaged:
+        raise StoreFault(
+            f"The record {layout.record(damaged[0]['id'])} cannot be read, and what backup it needs is not known, so no copy was removed: "
+            "repair the file or move it away."
+        )
     current = measure_current(layout) or {}
     releases = list_releases(layout, [record.get("release") or "" for record in records])
     complete = {entry["name"] for entry in releases if entry["complete"]}
@@ -413,16 +421,18 @@ def pins(layout: Layout) -> set[str]:
     return pinned_backups(records, current.get("deployment"), target)
 
 
-def retain(copies: Copies, check_mode: bool) -> list[str]:
+def retain(copies: Copies, check_mode: bool, just_made: str | None = None) -> list[str]:
     """Remove the copies that ``keep`` and ``keep_days`` leave no place for; call it under :func:`copying`.
 
+    :param just_made: the copy that was asked for, which stays however old its backup is.
     :return: their ids.
     """
     if copies.settings.keep <= 0:
         return []
     _seen, stored = inventory(copies)
     whole = {name: manifest for name, manifest in stored.items() if manifest}
-    surplus = surplus_copies(whole, pins(copies.layout), copies.settings.keep, copies.settings.keep_days)
+    pinned = {*pins(copies.layout), *([just_made] if just_made else [])}
+    surplus = surplus_copies(whole, pinned, copies.settings.keep, copies.settings.keep_days)
     for name in surplus:
         if not check_mode:
             copies.session.ask(

@@ -26,7 +26,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bucket": {"type": "str", "required": True},
     "prefix": {"type": "str", "default": ""},
     "region": {"type": "str", "default": ""},
-    "access_key": {"type": "str", "default": ""},
+    # Its id, which is shown; the secret is the other one.
+    "access_key": {"type": "str", "default": "", "no_log": False},
     "secret_key": {"type": "str", "default": "", "no_log": True},
     "ca_path": {"type": "str", "default": ""},
     "proxy": {"type": "str", "default": ""},
@@ -107,7 +108,7 @@ def check(store: Mapping[str, Any], variable: str = VARIABLE) -> list[str]:
                 f"{variable}.{key} must be an address with scheme and host, such as https://s3.example.org."
             )
     parts = urlsplit(full["endpoint"])
-    if parts.username or parts.password or parts.query or parts.path not in ("", "/"):
+    if not errors and (parts.username or parts.password or parts.query or parts.path not in ("", "/")):
         errors.append(
             f"{variable}.endpoint must be scheme, host and port alone: keys go into access_key and secret_key, the bucket into bucket."
         )

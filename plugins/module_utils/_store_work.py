@@ -210,7 +210,7 @@ def changed(copies: Copies, params: Mapping[str, Any]) -> dict[str, Any]:
     store, uploaded = copy(copies, name)
     removed: list[str] = []
     try:
-        removed = retain(copies, False)
+        removed = retain(copies, False, name)
     except StoreFault as fault:
         # The copy is there and proved: what remains of old ones is no reason to stop.
         warnings.append(fault.message)
