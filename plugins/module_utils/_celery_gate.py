@@ -46,14 +46,14 @@ from ansible_collections.runbook.deploy.plugins.module_utils._celery_spec import
     judge,
     parse_check,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment, redact
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     FAIL,
     INCONCLUSIVE,
     PASS,
     check_result,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct, hidden
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import linked_deployment, read_instance
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, current_release
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
@@ -358,7 +358,7 @@ def run_check(check: Check, options: Mapping[str, Any], asked: Asked | None, lim
         repeat=repeat,
         **further,
     )
-    return {key: redact(value, secrets) if isinstance(value, str) else value for key, value in result.items()}
+    return hidden(result, secrets)
 
 
 def judge_beat(check: Check, options: Mapping[str, Any]) -> Judgement:

@@ -12,7 +12,7 @@ import os
 import pwd
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._bounded import (
@@ -23,7 +23,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._bounded import (
     excerpt,
     run_bounded,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment, redact, secret
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment, secret
 from ansible_collections.runbook.deploy.plugins.module_utils._command_spec import (
     Check,
     expected_of,
@@ -37,7 +37,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     check_result,
     gate_result,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, Probe, conduct
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import (
+    GATE_OPTIONS,
+    Probe,
+    conduct,
+    hidden,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -196,12 +201,6 @@ def _other(user: str) -> bool:
         return pwd.getpwnam(user).pw_uid != os.geteuid()
     except KeyError:
         return True
-
-
-def hidden(result: dict[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    """Return *result* without any of *texts*."""
-    known = list(texts)
-    return {key: redact(value, known) if isinstance(value, str) else value for key, value in result.items()}
 
 
 def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:

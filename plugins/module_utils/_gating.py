@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._command import redact
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     INCONCLUSIVE,
     PASS,
@@ -58,6 +59,21 @@ class Probe:
     def __call__(self, left: float) -> Sequence[dict[str, Any]]:
         """Ask."""
         return self.ask(left)
+
+
+def hidden(result: Mapping[str, Any], secrets: Iterable[str]) -> dict[str, Any]:
+    """Return *result*, a ``_gate.check_result``, without *secrets* in its texts.
+
+    Its name, verdict and severity are none: a variable such as ``LOG_LEVEL: critical`` must not make a check one that
+    stops nothing, and by its name it is waived and compared.
+    """
+    known = list(secrets)
+    return {
+        key: redact(value, known)
+        if isinstance(value, str) and key not in ("name", "verdict", "severity")
+        else value
+        for key, value in result.items()
+    }
 
 
 def sentence(gate: Mapping[str, Any], place: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import FAIL, gate_result, until
-from ansible_collections.runbook.deploy.plugins.module_utils._gating import journal_of, require_passed
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import Probe, journal_of, require_passed
 from ansible_collections.runbook.deploy.plugins.module_utils._http import (
     reads_only,
     run_checks,
@@ -176,7 +176,7 @@ def told_from_before(
     return told
 
 
-def prober(options: Mapping[str, Any], check_mode: bool) -> Callable[[float], list[dict[str, Any]]]:
+def prober(options: Mapping[str, Any], check_mode: bool) -> Probe:
     """Return what asks the checks of *options*, without flows; it is given the seconds that are left.
 
     :param check_mode: leave out methods other than GET and HEAD.
@@ -204,7 +204,7 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Callable[[float], li
             deadline=left,
         )
 
-    return probe
+    return Probe(probe, [check.name for check in checks if check not in asked], bool(asked))
 
 
 def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _log_files, _log_journal
 from ansible_collections.runbook.deploy.plugins.module_utils._bounded import KILL_GRACE, TERM_GRACE
-from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment, redact
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     FAIL,
     INCONCLUSIVE,
     PASS,
     check_result,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct, hidden
 from ansible_collections.runbook.deploy.plugins.module_utils._log_entries import Assembler, Entry, Line
 from ansible_collections.runbook.deploy.plugins.module_utils._log_files import Unread
 from ansible_collections.runbook.deploy.plugins.module_utils._log_spec import (
@@ -286,17 +286,13 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Callable[[float], li
             f"duration is {duration:g} s, but the deadline is {options['deadline']:g} s: raise the deadline."
         )
     cursors = options["cursors"] or {}
-    hidden = list(parse_environment(options["secrets"], "secrets").values())
+    secrets = list(parse_environment(options["secrets"], "secrets").values())
     followers = [Follower(check, options, cursors.get(check.name)) for check in checks]
     known = [(check.name, check.common.severity) for check in checks]
 
     def task(one: Follower) -> Callable[[float], dict[str, Any]]:
         def run(limit: float) -> dict[str, Any]:
-            found = one.marked(limit) if options["state"] == MARK else one.ask(limit)
-            return {
-                key: redact(value, hidden) if isinstance(value, str) else value
-                for key, value in found.items()
-            }
+            return hidden(one.marked(limit) if options["state"] == MARK else one.ask(limit), secrets)
 
         return run
 

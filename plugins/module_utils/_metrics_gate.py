@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment, redact, secret
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment, secret
 from ansible_collections.runbook.deploy.plugins.module_utils._conditions import number
 from ansible_collections.runbook.deploy.plugins.module_utils._database import OPTIONAL_DATABASE, named
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
@@ -22,7 +22,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     PASS,
     check_result,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, Probe, conduct
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import (
+    GATE_OPTIONS,
+    Probe,
+    conduct,
+    hidden,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._metrics_judge import (
     Judgement,
     Sample,
@@ -309,17 +314,14 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Probe:
             )
         if one.window / one.check.interval > SAMPLES:
             raise Problem(f"{one.check.common.where} has more than {SAMPLES} samples: raise its interval.")
-    hidden = [
+    concealed = [
         *secrets.values(),
         str((database or {}).get("password") or ""),
         *secret(environment.values(), [options["chdir"] or ""]),
     ]
 
     def task(one: Watched) -> Callable[[float], dict[str, Any]]:
-        return lambda limit: {
-            key: redact(value, hidden) if isinstance(value, str) else value
-            for key, value in one.ask(limit).items()
-        }
+        return lambda limit: hidden(one.ask(limit), concealed)
 
     def probe(left: float) -> list[dict[str, Any]]:
         known = [(one.check.name, one.check.common.severity) for one in watched]

@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _proc_tree, _processes
-from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment, redact
+from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     FAIL,
     INCONCLUSIVE,
     PASS,
     check_result,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct, hidden
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._service_spec import (
@@ -352,7 +352,7 @@ def run_check(
         **further,
     )
     known = target.secrets if target else list(secrets)
-    return {key: redact(value, known) if isinstance(value, str) else value for key, value in result.items()}
+    return hidden(result, known)
 
 
 def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _sql_catalog as catalog
-from ansible_collections.runbook.deploy.plugins.module_utils._command import redact
 from ansible_collections.runbook.deploy.plugins.module_utils._database import OPTIONAL_DATABASE, named
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     FAIL,
@@ -21,7 +20,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     PASS,
     check_result,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
+from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct, hidden
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._sql_session import (
@@ -81,10 +80,7 @@ def prober(options: Mapping[str, Any], check_mode: bool) -> Callable[[float], li
     def task(check: Check) -> Callable[[float], dict[str, Any]]:
         def one(limit: float) -> dict[str, Any]:
             found = run_check(check, session, options["timeout"], limit)
-            return {
-                key: redact(value, secrets) if isinstance(value, str) else value
-                for key, value in found.items()
-            }
+            return hidden(found, secrets)
 
         return one
 

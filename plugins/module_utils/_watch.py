@@ -50,6 +50,7 @@ OPTIONS: dict[str, Any] = {
     "waivers": {"type": "list", "elements": "dict", "default": []},
     "phase": {"type": "str", "default": "watch"},
     "record": {"type": "dict"},
+    "before": {"type": "dict", "default": {}},
     **_gates.SHARED,
 }
 RULES: dict[str, Any] = {}

@@ -13,6 +13,9 @@ author:
   - The runbook.deploy authors (@runbook-deploy)
 description:
   - Asks all checks that are for this moment and this host at the same time, whatever their kind, in one execution.
+  - At the moment V(preflight) it remembers on the primary what later moments compare with, RV(before). Logs (M(runbook.deploy.log_gate)) are
+    marked, conditions of M(runbook.deploy.metrics_gate) on a baseline are measured, and checks of the kind V(http) with C(compare) are asked;
+    that those fail stops nothing. Where no release is current below O(root), only logs are marked, and later what compares is left out.
   - What could not be asked is V(inconclusive), never a pass. Where nothing is to be asked, the gate passes with no RV(checks).
 extends_documentation_fragment:
   - runbook.deploy.gate
@@ -34,6 +37,7 @@ options:
         run in the release that is current below O(root), in its environment and as O(user),
         V(http) (a check of M(runbook.deploy.http_gate), no flow), at its own whole address or at O(address),
         V(metrics) (M(runbook.deploy.metrics_gate)), V(websocket) (M(runbook.deploy.websocket_gate)) at O(address),
+        V(log) (M(runbook.deploy.log_gate)), from the mark of V(preflight) on, V(celery) (M(runbook.deploy.celery_gate)) below O(root),
         V(service) (M(runbook.deploy.service_gate)), with the services that are live below O(root),
         or V(sql) (M(runbook.deploy.sql_gate)), which asks O(database).
       - C(moments), some of V(preflight), V(smoke_test) and V(watch); by default V(preflight) for the kind V(host), else V(smoke_test).
@@ -50,6 +54,10 @@ options:
     description: Whether this host is the primary; checks for the primary are asked there only.
     type: bool
     default: true
+  before:
+    description: RV(before) of the moment V(preflight) of the same deployment, for all later moments.
+    type: dict
+    default: {}
   environment:
     description: The application's environment, a JSON object in one string. Values are never shown.
     type: str
@@ -194,6 +202,29 @@ checks:
     waived:
       description: Reason, approver and last day of the waiver; only where there is one and the check did not pass.
       type: dict
+not_asked:
+  description: Names of the checks that were left out, because of check mode or because a first deployment has nothing to compare with.
+  returned: always, except for wrong options
+  type: list
+  elements: str
+before:
+  description: What was remembered for O(before) of later moments; empty at those.
+  returned: success
+  type: dict
+  contains:
+    cursors:
+      description: Marks of logs by the names of their checks. They have nothing of the logs in them.
+      type: dict
+    measured:
+      description: Values by C(check.value).
+      type: dict
+    checks:
+      description: Name, verdict and what was observed of each check with C(compare).
+      type: list
+      elements: dict
+    first:
+      description: Whether no release was current.
+      type: bool
 failing:
   description: Names of the critical checks that did not pass.
   returned: always, except for wrong options

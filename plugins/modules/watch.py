@@ -89,6 +89,10 @@ options:
   record:
     description: The deployment whose journal is kept, as returned by M(runbook.deploy.deployment_record).
     type: dict
+  before:
+    description: What M(runbook.deploy.gates) returned as RV(runbook.deploy.gates#module:before) before the deployment, to compare with.
+    type: dict
+    default: {}
   environment:
     description: The application's environment, a JSON object in one string. Values are never shown.
     type: str
