@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window import parse_roles, parse_windows
+from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import check_flags
 from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse_gates
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
@@ -143,6 +144,8 @@ VARIABLES: dict[str, Variable] = {
     ),
     "app_gate_packages": Variable("list", [], "Packages that app_code_gates need besides the requirements."),
     "app_gate_environment": Variable("dict", {}, "Variables of app_code_gates.", secret=True),
+    "app_flags": Variable("dict", {}, "Feature flags: store, flags, stages and all_off."),
+    "app_flags_token": Variable("str", "", "Token for the service of the flags.", secret=True),
     "app_watch": Variable("dict", {}, "After the switch: how long to watch, how often, what triggers."),
     "app_url": Variable("str", "", "Public address of the application."),
     "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
@@ -391,6 +394,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
             "app_migrate_command and app_framework: command belong together: give the command that initialises the database, "
             "as a list of words, or remove it."
         )
+    errors += check_flags(values["app_flags"], [name for name in names if name])
     for name, parse in PARSERS.items():
         try:
             parse(values[name], name)

@@ -105,6 +105,26 @@ def parse_flags(given: Mapping[str, Any], where: str = "app_flags") -> Flags | N
     return Flags(store, tuple(names), stages, off)
 
 
+def check_flags(given: Mapping[str, Any], services: Sequence[str]) -> list[str]:
+    """Return what is wrong with ``app_flags``, a sentence each.
+
+    :param services: the names of ``app_services``, one of which may be told to read its flags again.
+    """
+    try:
+        flags = parse_flags(given)
+        if flags is None:
+            return []
+        stored_values(flags.store)
+    except Problem as problem:
+        return [problem.message]
+    told = flags.store.get("reload", "none")
+    if told != "none" and told not in services:
+        return [
+            f"app_flags.store.reload is {told!r}, which is no service of app_services{nearest(told, list(services))}"
+        ]
+    return []
+
+
 def parse_stages(
     given: Any, names: Sequence[str], off: str, where: str = "stages"
 ) -> dict[str, dict[str, str]]:
