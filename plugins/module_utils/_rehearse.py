@@ -11,6 +11,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from ansible_collections.runbook.deploy.plugins.module_utils._agent import Agent, AgentProblem
 from ansible_collections.runbook.deploy.plugins.module_utils._compare import differences
 from ansible_collections.runbook.deploy.plugins.module_utils._database import Engine
+from ansible_collections.runbook.deploy.plugins.module_utils._lock_sampler import LockSampler, strongest
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import NO, UNKNOWN, YES, overall
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -129,7 +131,10 @@ class Rehearsal:
             key = (migration["app"], migration["name"])
             before = self.engine.snapshot(self.scratch)
             try:
-                seen = self._forward(key, sum(entry["forward_seconds"] for entry in found.values()))
+                with self._watched(migration) as sampler:
+                    seen = self._forward(key, sum(entry["forward_seconds"] for entry in found.values()))
+                if sampler is not None:
+                    seen["locks"] = strongest(seen["locks"], sampler.seen)
             except NeedsNetwork as needs:
                 # What it left of itself is unknown, so nothing is compared any more.
                 ended, stages = [str(needs)], []
@@ -161,6 +166,13 @@ class Rehearsal:
             **isolated,
         }
         return merged, notes
+
+    def _watched(self, migration: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+        """Return what looks at the locks of *migration* from outside, where it has no transaction at whose end it could tell."""
+        client = getattr(self.engine, "client", None)
+        if self.engine.name != "postgresql" or migration.get("atomic", True) or client is None:
+            return contextlib.nullcontext()
+        return LockSampler(client, str(self.scratch["name"]))
 
     def _forward(self, key: tuple[str, str], used: float) -> dict[str, Any]:
         name = ".".join(key)

@@ -145,6 +145,24 @@ def test_an_addition_goes_and_comes_back(
     assert phases[0]["result"]["forward_seconds"] == answer["plan"]["rehearsal"]["forward_seconds"]
 
 
+@pytest.mark.parametrize("project", ["postgresql"], indirect=True)
+def test_a_migration_in_many_transactions_is_watched_from_outside(
+    project: DjangoProject, rehearse: Callable[..., dict[str, Any]]
+) -> None:
+    held = "BEGIN; LOCK TABLE orders_order IN {mode} MODE; SELECT pg_sleep(1); COMMIT"
+    steps = [
+        f"migrations.RunSQL([{word!r}], migrations.RunSQL.noop)"
+        for mode in ("SHARE", "ACCESS EXCLUSIVE", "ROW EXCLUSIVE")
+        for word in held.format(mode=mode).split("; ")
+    ]
+    project.migration("0002_extra", "0001_initial", ", ".join(steps), atomic=False)
+    answer = rehearse()
+    assert not answer["failed"], answer["msg"]
+    (found,) = answer["plan"]["migrations"]
+    # The strongest of each table; what is weaker than that came before and after.
+    assert found["rehearsed"]["locks"] == [{"table": "orders_order", "lock": "AccessExclusiveLock"}]
+
+
 def test_a_data_migration_that_puts_everything_back_is_proved(
     project: DjangoProject, rehearse: Callable[..., dict[str, Any]]
 ) -> None:
