@@ -404,13 +404,16 @@ def test_another_dump_of_the_same_name_is_not_overwritten(host, client):
     assert host.run("listed")["backups"][0]["store"] == "different"
 
 
-def test_without_being_required_it_is_degraded_and_the_run_goes_on(host, proxy):
+def test_without_being_required_it_is_degraded_and_the_run_goes_on(host, proxy, monkeypatch):
+    # Where they go depends on whether the tests of this process have imported the controller's side.
+    warnings = []
+    monkeypatch.setattr(backup_store.AnsibleModule, "warn", lambda module, text: warnings.append(text))
     host.backup("one")
     proxy.fault = answering(403, "AccessDenied")
     for state in ("ready", "present"):
         answer = host.run(state, "one", store={"required": False})
         assert "may not do this" in answer["degraded"]
-        assert f"DEGRADED: {answer['degraded']}" in json.dumps(answer["warnings"], ensure_ascii=False)
+        assert warnings.pop() == f"DEGRADED: {answer['degraded']}"
     assert answer["store"] is None
 
 
