@@ -27,7 +27,7 @@ import time
 from typing import Any
 
 from ansible import context
-from ansible.plugins.callback.default import CallbackModule as Default
+from ansible_collections.runbook.deploy.plugins.plugin_utils._discreet import Discreet
 from ansible_collections.runbook.deploy.plugins.plugin_utils._typed import with_playbooks
 
 PHASE = "Phase "
@@ -43,7 +43,7 @@ def reason(result: dict[str, Any]) -> list[str]:
     return [with_playbooks(line, typed) for line in lines] + unexpected.splitlines()[-20:]
 
 
-class CallbackModule(Default):
+class CallbackModule(Discreet):
     """See the documentation above."""
 
     CALLBACK_VERSION = 2.0

@@ -84,3 +84,21 @@ def test_with_v_everything_is_shown(shown) -> None:
     text = shown("-v")
     for part in ("TASK [Quiet]", "TASK [Phase backup]", "skipping:", "not shown", "PLAY ["):
         assert part in text
+
+
+@pytest.mark.parametrize("options", [(), ("-v",), ("-vvv",)])
+def test_what_no_log_hides_is_hidden(shown, tmp_path, options) -> None:
+    (tmp_path / "play.yml").write_text(
+        """
+- hosts: localhost
+  gather_facts: false
+  vars: {secret: "SEC{{ 'RET' }}"}
+  tasks:
+    - name: Hidden
+      ansible.builtin.fail: {msg: "{{ secret }}"}
+      no_log: true
+"""
+    )
+    text = shown(*options)
+    assert "SECRET" not in text
+    assert "failed=1" in text
