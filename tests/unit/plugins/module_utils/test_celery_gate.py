@@ -20,6 +20,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.runbook.deploy.plugins.module_utils import _beats as beats
 from ansible_collections.runbook.deploy.plugins.module_utils import _celery_gate as gate
+from ansible_collections.runbook.deploy.plugins.module_utils import _gates
 from ansible_collections.runbook.deploy.plugins.module_utils._celery_spec import judge, parse_check
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._proc_tree import Entry
@@ -545,3 +546,27 @@ def test_what_nobody_said_is_not_known():
 def test_lines_of_the_application_are_not_taken_for_ours():
     text = 'mark {"stage": "broker"}\n{"answer": 1}\nmark broken\n mark {"answer": 2}\nmark {"answer": {"a": 1}}\n'
     assert gate.parse_lines([text], "mark ") == {"stage": "broker", "answer": {"a": 1}}
+
+
+def test_among_the_gates_of_a_deployment(shop, tmp_path):
+    """The application's environment and its current release reach it as they reach its services."""
+    release, environment = tmp_path / "releases" / R1, tmp_path / "environments" / "e1"
+    (environment / "bin").mkdir(parents=True)
+    release.mkdir(parents=True)
+    (release / "shop.py").write_text(APP)
+    (release / ".built").touch()
+    (release / ".release.json").write_text('{"environment": "e1"}')
+    python = environment / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "current").symlink_to(f"releases/{R1}")
+    check = {"kind": "celery", "name": "workers", "workers": 1}
+    given = {name: spec.get("default") for name, spec in _gates.OPTIONS.items()}
+    given.update(gates=[check], moment="smoke_test", root=str(tmp_path), settings_module="shop.settings")
+    given.update(deadline=60.0, environment=json.dumps(shop.variables))
+    found = _gates.perform(given, False, pytest.fail)
+    assert found["passed"] and found["checks"][0]["observed"] == "1 workers answered: w1@here"
+    given["gates"] = [{**check, "workers": ">= 5"}]
+    with pytest.raises(Problem, match="1 workers answered") as refused:
+        _gates.perform({**given, "patience": 0.1}, False, pytest.fail)
+    assert "5521" not in json.dumps(refused.value.answer())
