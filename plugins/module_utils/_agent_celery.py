@@ -140,12 +140,6 @@ def measure(connection: Any, name: str) -> Any:
             return 0 if isinstance(channel, virtual.Channel) else None
 
 
-def forget(app: Any, connection: Any) -> None:
-    """Remove the queue that the answers came through: kombu would leave it, with its binding, in the broker."""
-    with contextlib.suppress(Exception), connection.channel() as channel:
-        app.control.mailbox.reply_queue(channel).delete()
-
-
 def main() -> None:
     """Answer the one request in the environment."""
     request = json.loads(os.environ.pop(VARIABLE))
@@ -185,8 +179,6 @@ def main() -> None:
         said.line(answer=answers)
     except BaseException as error:
         said.error("broker", error)
-    # After the answer: a broker that hangs now takes nothing away any more.
-    forget(app, connection)
 
 
 if __name__ == "__main__":

@@ -231,6 +231,11 @@ def test_nothing_is_left_in_the_broker(shop):
         before = {name: redis.ask("TYPE", name) for name in redis.ask("KEYS", "*")}
         bindings = redis.ask("SMEMBERS", "_kombu.binding.reply.celery.pidbox")
         shop.ask({"workers": 1}, {"active": 0}, {"queue": "shop", "length": 0})
+        os.kill(shop.children[0].pid, signal.SIGSTOP)
+        try:
+            shop.ask({"workers": 1}, {"active": 0})
+        finally:
+            os.kill(shop.children[0].pid, signal.SIGCONT)
         after = {name: redis.ask("TYPE", name) for name in redis.ask("KEYS", "*")}
         assert sorted(after) == sorted(before)
         assert redis.ask("SMEMBERS", "_kombu.binding.reply.celery.pidbox") == bindings
@@ -405,6 +410,7 @@ def test_module(shop, capsys, check_mode):
         "python": sys.executable,
         "chdir": str(shop.directory),
         "app": "shop",
+        "reply_timeout": 0.8,
         "environment": json.dumps(shop.variables),
         "deadline": 30,
         "_ansible_check_mode": check_mode,
