@@ -200,6 +200,12 @@ def watch(
     }
 
 
+def nothing_asked() -> dict[str, Any]:
+    """Return what :func:`watch` does where all that there is compares with a release before, and there was none."""
+    reason = "There was nothing to watch: nothing of it could be compared with what was before."
+    return {**gate_result([]), "attempts": 0, "seconds": 0.0, "reason": reason, "rows": []}
+
+
 def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:
     """Watch as *options* (see ``OPTIONS``) say, keep the journal, and return what :func:`watch` does.
 
@@ -247,15 +253,22 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
         journal_of(options, check_mode, hidden) as journal,
         journal.phase(options["phase"]) as entry,
     ):
-        gate = watch(
-            lambda left: waive(together(left), waivers, today()),
-            duration=options["duration"],
-            interval=options["interval"],
-            initial_delay=options["initial_delay"],
-            failures=options["failures"],
-            unknowns=options["unknowns"],
-            timeout=options["timeout"],
+        gate = (
+            nothing_asked()
+            if not together.anything
+            else watch(
+                lambda left: waive(together(left), waivers, today()),
+                duration=options["duration"],
+                interval=options["interval"],
+                initial_delay=options["initial_delay"],
+                failures=options["failures"],
+                unknowns=options["unknowns"],
+                timeout=options["timeout"],
+            )
         )
+        gate["not_asked"] = together.not_asked
         entry["gate"] = gate
-        require_passed(gate, options["address"] or "this host", "fail", warn)
+        if not together.anything:
+            warn(f"{gate['reason']} Left out: {', '.join(together.not_asked)}.")
+        require_passed(gate, options["address"] or "this host", "fail", warn, not together.anything)
     return gate

@@ -218,6 +218,11 @@ rows:
     share:
       description: The share of answers that passed, 0 to 1; null when it could never be asked.
       type: float
+not_asked:
+  description: Names of the checks that were left out, because of check mode or because there is nothing to compare with.
+  returned: always, except for wrong options
+  type: list
+  elements: str
 failing:
   description: Names of the critical checks that did not pass.
   returned: always, except for wrong options

@@ -77,7 +77,8 @@ def test_a_log_that_was_not_marked_does_not_pass(log):
 
 
 def test_a_log_that_cannot_be_marked_stops_the_deployment_before_it_begins(tmp_path):
-    found = ask([logged(tmp_path / "none.log")], "preflight", deadline=3.0)
+    found = ask([logged(tmp_path / "none.log")], "preflight")
+    assert found["attempts"] == 1
     assert verdicts(found) == [("web", "inconclusive")] and "absent: true" in found["told"]
     assert before([logged(tmp_path / "none.log", absent=True)])["cursors"]["web"]["absent"] is True
     assert ask([logged(tmp_path / "none.log"), {"disk": "/", "free": "> 1KB"}], "preflight", primary=False)[
@@ -113,6 +114,20 @@ def test_what_an_application_knows_is_not_shown_of_its_log(log):
     assert "Tr0ub4dor" not in json.dumps(found) and "connect with" in json.dumps(found)
     # What stands in the gate is no secret.
     assert "web-frontend" in found["told"] and str(log) in found["told"]
+
+
+def test_a_watch_leaves_out_what_nothing_can_be_compared_with(log, tmp_path):
+    path = tmp_path / "orders"
+    path.write_text("3")
+    given = {"duration": 0.2, "interval": 0.02, "timeout": 10.0, "before": {"first": True}}
+    watched = [logged(log, moments=["watch"]), orders(path, moments=["watch"])]
+    told: list[str] = []
+    found = _watch.perform(options(_watch, gates=watched, **given), False, told.append)
+    assert found["passed"] and found["not_asked"] == ["orders"] and not told
+    # With nothing else it says so, and takes nothing back.
+    found = _watch.perform(options(_watch, gates=watched[1:], **given), False, told.append)
+    assert (found["passed"], found["verdict"], found["attempts"]) == (False, "inconclusive", 0)
+    assert "nothing to watch" in told[0] and "orders" in told[0]
 
 
 @pytest.fixture
