@@ -53,10 +53,11 @@ class Visitors:
 
 
 class Host:
-    """The host, its services, and what the tests do to it."""
+    """The host, its services, and what the tests do to it; `password`: the broker's, `names`: of all checks."""
 
-    def __init__(self, site: Machine, visitors: Visitors, names: set[str]) -> None:
+    def __init__(self, site: Machine, visitors: Visitors, names: set[str], password: str) -> None:
         self.site = site
+        self.password = password
         self.visitors = visitors
         self.names = names
 
@@ -77,14 +78,19 @@ class Host:
         words = ("psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", "parcels")
         return self.site.run(*words, user="postgres", text=statement).strip()
 
-    def celery(self, *words: str) -> tuple[int, str]:
-        """What the application's own Celery answers, in the environment of its worker."""
+    def celery_command(self, *words: str) -> str:
+        """A line for a shell that runs the application's own Celery in the environment of its worker."""
         code = "set -a; . {0}/shared/env/{1}.env; cd {0}/current; exec celery -A parcels.tasks {2}"
-        done = self.site.attempt(
-            *("sh", "-c", code.format(self.site.root, self.deployment(), " ".join(words))),
-            user=self.site.user,
-        )
-        return done.returncode, done.stdout + done.stderr
+        return code.format(self.site.root, self.deployment(), " ".join(words))
+
+    def beats(self) -> list[str]:
+        """The beats that run."""
+        return self.site.attempt("pgrep", "--full", "bin/celery -A parcels.tasks beat").stdout.split()
+
+    def waiting(self) -> list[str]:
+        """Nothing as soon as a message waits in the queue."""
+        words = ("redis-cli", "--no-auth-warning", "-a", self.password, "llen", "celery")
+        return [] if int(self.site.run(*words)) else ["no message waits"]
 
     def settle(self, question: Callable[[], list[str]]) -> None:
         """Wait until nothing is wrong any more."""
@@ -97,8 +103,9 @@ class Host:
 
     def working(self) -> list[str]:
         """Nothing as soon as a worker answers."""
-        code, output = self.celery("inspect", "ping", "--timeout", "2")
-        return [] if code == 0 else [output[-500:]]
+        line = self.celery_command("inspect", "ping", "--timeout", "2")
+        done = self.site.attempt("sh", "-c", line, user=self.site.user)
+        return [] if done.returncode == 0 else [(done.stdout + done.stderr)[-500:]]
 
     def ask(self, *words: str, **variables: object) -> Found:
         """Run the gates of a deployment's beginning; the inventory's variables may be others."""

@@ -52,4 +52,5 @@ def reports() -> Path:
 def host(site: Machine, variables: dict) -> Iterator[Host]:
     """The host with its visitors."""
     with Visitors(site.address) as visitors:
-        yield Host(site, visitors, {gate["name"] for gate in variables["app_gates"]})
+        names = {gate["name"] for gate in variables["app_gates"]}
+        yield Host(site, visitors, names, variables["test_secrets"]["broker"])
