@@ -66,11 +66,12 @@ def begin(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str,
     stopped = _record.interrupted(records, lock)
     if lock and not _lock.may_take(lock, force=params["take_over"], finished=finished):
         raise Problem(_lock.held_message(layout, lock), lock=_lock.public(lock), interrupted=stopped)
-    if stopped and not params["take_over"]:
+    goes_on = params["take_over"] or params["resume"]
+    if stopped and not goes_on:
         raise Problem(
             f"The {stopped['kind']} {stopped['id']} began at {stopped['begun']} and ended in phase {stopped['phase']} "
-            f"without a verdict: take it back with playbooks/rollback.yml {_lock.TAKE_OVER}, or deploy over it with "
-            f"playbooks/deploy.yml {_lock.TAKE_OVER}.",
+            f"without a verdict: take it back with playbooks/resume.yml (or playbooks/rollback.yml {_lock.TAKE_OVER}), or deploy over it "
+            f"with playbooks/deploy.yml {_lock.TAKE_OVER}.",
             interrupted=stopped,
         )
     previous = live_before(layout, records)
@@ -95,7 +96,7 @@ def begin(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str,
         # Measured again: between the first look and the lock another run may have come and gone.
         records = _record.read_records(layout)
         stopped = _record.interrupted(records, None)
-        if stopped and not params["take_over"]:
+        if stopped and not goes_on:
             raise Problem(f"The deployment {stopped['id']} was interrupted just now: try again.")
         previous = live_before(layout, records) or previous
         _record.write_record(

@@ -239,6 +239,7 @@ def measure(
         "heads": heads,
         "recorded_heads": recorded_heads(records, current["deployment"]) if current else None,
         "interrupted": interrupted(records, lock, own),
+        "unfinished": interrupted(records, None, own),
         "lock": lock and {**public_lock(lock), "message": held_message(layout, lock)},
         "target": rollback_target(records, current and current["release"], complete, adopted is not None),
         "record": public_record(_record_of(records, current)),

@@ -63,6 +63,12 @@ options:
       - Refused while one of its processes works on the host.
     type: bool
     default: false
+  resume:
+    description:
+      - Go on after an earlier deployment that has no verdict, as O(take_over), once its lock is free or its lease past. The lock of a
+        run that may live is not taken.
+    type: bool
+    default: false
   adopt:
     description: C(app_adopt). Where no release is current, what was live before is this installation.
     type: dict
@@ -278,6 +284,7 @@ def main() -> None:
             "host": {"type": "str", "default": ""},
             "lease": {"type": "int", "default": 900},
             "take_over": {"type": "bool", "default": False},
+            "resume": {"type": "bool", "default": False},
             "adopt": {"type": "dict", "default": {}},
             "record": {"type": "dict"},
             "verdict": {

@@ -158,6 +158,9 @@ state:
         - The newest deployment that began, has no verdict and holds no living lock, as id, phase, begun, host, kind and release; or null.
         - Hosts other than the primary have no lock, so that there a running deployment of somebody else shows as well.
       type: dict
+    unfinished:
+      description: The newest deployment or rollback that began and has no verdict, whether its run may live or not, in the same form; or null.
+      type: dict
     lock:
       description: The lock without its token, as M(runbook.deploy.deployment_lock) returns it, with a message in words; or null.
       type: dict

@@ -39,7 +39,7 @@ def wait_for_modules(site) -> None:
     ("phase", "on", "playbook", "after"),
     [
         ("release", "guard1", "deploy", "v2.7"),
-        pytest.param("restart", "guard2", "rollback", "v2.6", marks=pytest.mark.short),
+        pytest.param("restart", "guard2", "resume", "v2.6", marks=pytest.mark.short),
     ],
 )
 def test_the_controller_is_killed(site, phase, on, playbook, after):
@@ -69,9 +69,16 @@ def test_the_controller_is_killed(site, phase, on, playbook, after):
     assert after_refusal == before
     assert site.answer() == serving
 
+    # The lease is not past, and nobody said that the run is dead.
+    assert site.play("resume").rc != 0
+    assert site.answer() == serving
     words = ("-e", "version=v2.7") if playbook == "deploy" else ()
     site.good(playbook, *words, *TAKE_OVER.split())
     assert site.answer() == [after, after]
     for member in site.members:
         assert len(member.instances()) == 1, member.name
     assert "nothing needs attention." in site.good("status").end
+
+    # Nothing is interrupted any more: a release that was proved is not taken back.
+    assert "NOTHING TO DO" in site.good("resume").end
+    assert site.answer() == [after, after]

@@ -172,6 +172,17 @@ def test_an_interrupted_deployment_is_refused_until_it_is_taken_over(host, ask) 
     assert lock.read_lock(host.layout)["token"] == second["record"]["token"]
 
 
+def test_a_resumption_waits_for_the_lease_and_needs_no_word_after_it(host, ask) -> None:
+    first = begin(ask)["record"]
+    early = begin(ask, resume=True)
+    assert early["failed"] is True and first["id"] in early["msg"]
+    assert lock.read_lock(host.layout)["token"] == first["token"]
+    let_the_lease_end(host)
+    second = begin(ask, resume=True)
+    assert second["interrupted"]["id"] == first["id"]
+    assert stored(host, first["id"])["verdict"] == "stopped"
+
+
 def test_a_lock_left_after_the_verdict_is_no_obstacle(host, ask) -> None:
     first = begin(ask)["record"]
     document = stored(host, first["id"])
