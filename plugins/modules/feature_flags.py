@@ -131,6 +131,22 @@ options:
         description: What a backup does with tables whose engine has no transactions; it changes nothing here.
         type: str
         choices: [refuse, lock]
+      scratch:
+        description: The server on which copies are tried, where that is another one; what is not given is as for the live database.
+        type: dict
+        suboptions:
+          host:
+            description: The server's host.
+            type: str
+          port:
+            description: The server's port.
+            type: int
+          user:
+            description: The role to log in as, which may make databases.
+            type: str
+          password:
+            description: The password of the role.
+            type: str
   timeout:
     description: Seconds for each command, request or transaction, and for another switch on this host to end.
     type: float

@@ -544,7 +544,7 @@ def test_a_file_keeps_its_owner_and_mode(root):
     ("make", "said"),
     [
         (lambda path: path.symlink_to("/etc/hostname"), "symbolic link"),
-        (lambda path: os.mkfifo(path), "no regular file"),
+        (os.mkfifo, "no regular file"),
         (lambda path: path.mkdir(), "cannot be read"),
         (lambda path: path.write_bytes(b"A=\xff\n"), "no text in UTF-8"),
     ],
