@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsiblePromptInterrupt, AnsiblePromptNoninteractive
 from ansible.plugins.action import ActionBase
 from ansible.plugins.action.add_host import ActionModule as AddHost
 from ansible.utils.display import Display
@@ -33,6 +33,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 
 # Molecule skips these in every run; no task of the collection has them.
 FOREIGN_TAGS = ("molecule-notest", "notest")
+# Seconds that a person has for an answer.
+PATIENCE = 300
 
 
 class ActionModule(ActionBase):
@@ -65,7 +67,9 @@ class ActionModule(ActionBase):
         if not errors:
             primary, errors = self._primary(values, variables, purpose)
         if not errors:
-            permission, errors = self._permission({**values, **defaults(values)}, variables, purpose)
+            permission, errors = self._permission(
+                {**values, **defaults(values)}, variables, purpose, host == primary
+            )
         if errors:
             result.update(failed=True, msg="\n".join(errors), errors=errors, changed=False)
             return result
@@ -188,11 +192,13 @@ class ActionModule(ActionBase):
         return primary, []
 
     def _permission(
-        self, full: dict[str, Any], variables: dict[str, Any], purpose: str
+        self, full: dict[str, Any], variables: dict[str, Any], purpose: str, main: bool
     ) -> tuple[dict[str, Any], list[str]]:
         """Return the facts that say who approved and what stands against a deployment now, and what cannot be read of them.
 
         A refusal is made by preflight, where something is to be done. Gates alone and check mode are warned of it.
+
+        :param main: whether this is the primary.
         """
 
         def given(name: str) -> Any:
@@ -203,6 +209,15 @@ class ActionModule(ActionBase):
             approvals = parse_approvals(given("deployment_approvals"))
         except Problem as problem:
             return {}, [problem.message]
+        goes_on = bool(given("deploy_goes_on")) and not self._task.check_mode
+        # Of the primary's answers alone something follows, and people are asked once.
+        if (
+            purpose == "deployment"
+            and goes_on
+            and main
+            and str(given("deployment_ask_approvals")).lower() == "true"
+        ):
+            approvals = self._ask(full, approvals)
         reason = " ".join(str(given("deployment_outside_window") or "").split())
         windows = parse_windows(full["app_window"])
         shut = outside(windows, now, "")
@@ -211,8 +226,7 @@ class ActionModule(ActionBase):
             for text in (outside(windows, now, reason), missing(full["app_approvals"], approvals))
             if text
         ]
-        goes_on = bool(given("deploy_goes_on")) and not self._task.check_mode
-        if purpose == "deployment" and refusals and not goes_on:
+        if purpose == "deployment" and refusals and not goes_on and main:
             for refusal in refusals:
                 Display().warning(f"A deployment would be refused now. {refusal}")
         return {
@@ -220,6 +234,26 @@ class ActionModule(ActionBase):
             "deploy_outside_window": reason if shut and purpose == "deployment" else "",
             "deploy_refusals": refusals if purpose == "deployment" and goes_on else [],
         }, []
+
+    @staticmethod
+    def _ask(full: dict[str, Any], approvals: dict[str, str]) -> dict[str, str]:
+        """Return *approvals* with those that a person gives at the terminal; where there is none, nobody is asked.
+
+        An empty name, and Ctrl+C, leave out what has not been given.
+        """
+        answers = dict(approvals)
+        for role in full["app_approvals"]:
+            if role in answers:
+                continue
+            what = f"{full['app_version'] or 'the archive'} of {full['app_name']} to {full['app_stage']}"
+            try:
+                name = Display().prompt_until(f"Who approves {what} as {role}? Name:", seconds=PATIENCE)
+            except (AnsiblePromptNoninteractive, AnsiblePromptInterrupt):
+                break
+            name = " ".join(name.decode(errors="replace").split())
+            if name.isprintable() and name:
+                answers[role] = name
+        return answers
 
     @staticmethod
     def _operator() -> str:

@@ -53,7 +53,7 @@ HOUSEKEEPING = ("set_fact", "add_host", "group_by", "include_vars", "meta", "deb
 # They have shown everything themselves.
 SILENT = ("runbook.deploy.deployment_report",)
 # A person is asked at the terminal: nothing is written there meanwhile.
-ASKING = ("pause",)
+ASKING = ("pause", "contract")
 # Erase the line, from its beginning (ECMA-48: CR, EL).
 ERASE = "\r\x1b[K"
 NEXT = "ansible-playbook playbooks/status.yml -i <inventory>"
@@ -180,7 +180,7 @@ class CallbackModule(Discreet):
         self._head()
         name = self._run.step_name(result.task.get_name()) + (f": {item}" if item else "")
         host = self.host_label(result)
-        line = f"  {self._marks[mark]} {name:<50} {host:<12} {seconds(took):>8}  {text}"
+        line = f"  {self._marks[mark]} {name:<52} {host:<12} {seconds(took):>8}  {text}"
         self._show(line.rstrip(), color)
 
     # What begins

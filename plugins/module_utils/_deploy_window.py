@@ -190,7 +190,8 @@ def missing(roles: Sequence[str], given: Mapping[str, str]) -> str:
     ]
     return (
         f"app_approvals asks for the approval of {', '.join(absent)}, which is missing"
-        f"{' (is ' + ', '.join(meant) + ' a slip?)' if meant else ''}: have it, and give the name with -e '{option}'; nothing was changed."
+        f"{' (is ' + ', '.join(meant) + ' a slip?)' if meant else ''}: have it, and give the name with "
+        f"-e '{option}', or at the terminal with -e deployment_ask_approvals=true; nothing was changed."
     )
 
 

@@ -56,7 +56,8 @@ SAID: dict[str, Any] = {
     "state": host_sentence,
     "plan": _named("level", "decision:"),
     "record": _named("id", "record"),
-    "sent": lambda found: f"told: {', '.join(found)}" if found else "",
+    "unsent": lambda found: f"not told: {', '.join(one['name'] for one in found)}",
+    "sent": lambda found: f"told: {', '.join(found)}",
 }
 
 
@@ -80,11 +81,12 @@ def observed(answer: Mapping[str, Any]) -> str:
 
 
 def reason(answer: Mapping[str, Any]) -> list[str]:
-    """Return why a task failed, as lines: its sentence, and the end of what an unexpected end left."""
+    """Return why a task failed, as lines: its sentence, and what proves it, or the end of what an unexpected end left."""
     if "censored" in answer:
         return [f"it failed, and its answer is hidden {HIDDEN}"]
     lines = str(answer.get("msg") or "it failed without a message").strip().splitlines()
-    return lines + str(answer.get("module_stderr") or "").strip().splitlines()[-20:]
+    proof = answer.get("evidence") or answer.get("module_stderr") or ""
+    return lines + str(proof).strip().splitlines()[-20:]
 
 
 def seconds(took: float | None) -> str:

@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -46,27 +51,23 @@ def deploy(tmp_path):
     inventory = {"app": {"hosts": {"web1": None}, "vars": variables}}
     (tmp_path / "hosts.json").write_text(json.dumps(inventory))
 
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".ansible_dev"),
+        "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
+        "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+        "ANSIBLE_NOCOLOR": "1",
+        "GIT_ALLOW_PROTOCOL": "file",
+    }
+
+    def argv(playbook):
+        path = str(ROOT / "playbooks" / f"{playbook}.yml")
+        return [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", path]
+
     def run(*options, playbook="deploy"):
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".ansible_dev"),
-            "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
-            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-            "ANSIBLE_NOCOLOR": "1",
-            "GIT_ALLOW_PROTOCOL": "file",
-        }
-        argv = [
-            sys.executable,
-            "-m",
-            "ansible",
-            "playbook",
-            "-i",
-            "hosts.json",
-            str(ROOT / f"playbooks/{playbook}.yml"),
-        ]
         done = subprocess.run(
-            [*argv, *options],
+            [*argv(playbook), *options],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -76,7 +77,39 @@ def deploy(tmp_path):
         )
         return done.returncode, " ".join((done.stdout + done.stderr).split())
 
+    def on_terminal(options, answer):
+        """Run the playbook on a terminal at which somebody answers its question; return its text."""
+        parent, child = pty.openpty()
+        process = subprocess.Popen(
+            [*argv("deploy"), *options],
+            cwd=tmp_path,
+            env={**environment, "ANSIBLE_STDOUT_CALLBACK": "runbook.deploy.checklist", "TERM": "xterm"},
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            start_new_session=True,
+            # It is asked only in the foreground of its own terminal.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(child)
+        text, end = "", time.monotonic() + 240
+        while time.monotonic() < end:
+            ready, _writable, _broken = select.select([parent], [], [], 2.0)
+            if ready:
+                try:
+                    text += os.read(parent, 65536).decode("utf-8", "replace")
+                except OSError:
+                    break
+            elif "Name:" in text and "Check the contract" not in text:
+                # What is typed before it is listened to is thrown away, so it is typed until somebody did.
+                os.write(parent, f"{answer}\r".encode())
+        process.kill()
+        process.wait(timeout=60)
+        os.close(parent)
+        return text
+
     run.root = root
+    run.on_terminal = on_terminal
     return run
 
 
@@ -113,3 +146,25 @@ def test_a_missing_approval_and_a_shut_window_stop_it_before_anything_is_begun(d
         ("dba", "bob"),
     ]
     assert record["outside_window"] == "the shop is down"
+
+
+def test_a_person_at_the_terminal_approves_and_another_one_does_not(deploy):
+    asked = option(app_approvals=["tech_lead", "dba"], deployment_approvals={"tech_lead": "ann"})
+    asked += ["-e", "deployment_ask_approvals=true"]
+    text = deploy.on_terminal(asked, "")
+    assert "Who approves v1 of shop to production as dba? Name:" in text, text
+    assert "as tech_lead?" not in text
+    assert "the approval of dba, which is missing" in text
+    assert list((deploy.root / "deployments").iterdir()) == []
+    deploy.on_terminal(asked, "bob b")
+    (path,) = (deploy.root / "deployments").glob("*.json")
+    assert [(one["role"], one["name"]) for one in json.loads(path.read_text())["approvals"]] == [
+        ("tech_lead", "ann"),
+        ("dba", "bob b"),
+    ]
+
+
+def test_where_there_is_no_terminal_nobody_is_asked(deploy):
+    code, text = deploy(*option(app_approvals=["dba"]), "-e", "deployment_ask_approvals=true")
+    assert code != 0
+    assert "the approval of dba, which is missing" in text
