@@ -22,6 +22,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._store_spec import check as check_store
 from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers
 
 NAME = re.compile(r"^[a-z][a-z0-9-]{0,30}$")
@@ -115,6 +116,9 @@ VARIABLES: dict[str, Variable] = {
     "app_backup_keep": Variable("int", 10, "Backups to keep."),
     "app_backup_keep_days": Variable("int", 0, "Days after which a backup goes, too; 0 for none."),
     "app_backup_keep_minimum": Variable("int", 3, "So many of the newest backups stay, however old."),
+    "app_backup_store": Variable(
+        "dict", {}, "Object store that gets copies of the backups: bucket, endpoint, keys.", secret=True
+    ),
     "app_releases_keep": Variable("int", 5, "Complete releases to keep."),
     "app_services": Variable("list", None, "The processes of the application."),
     "app_health_checks": Variable(
@@ -372,6 +376,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
     ]
     errors += _check_source(values, purpose)
     errors += _check_database(values)
+    errors += check_store(values["app_backup_store"])
     errors += _keys("app_adopt", values["app_adopt"], ADOPT)
     if values["app_adopt"] and not values["app_adopt"].get("service"):
         errors.append("app_adopt has no service: name the unit that runs the application today.")

@@ -256,6 +256,12 @@ def markdown(facts: Mapping[str, Any]) -> str:
     if backup.get("id"):
         lines += ["", "## Backup", ""]
         lines += _table(("id", "bytes", "sha256"), [(backup["id"], backup.get("size"), backup.get("sha256"))])
+        copy = backup.get("store") or {}
+        if copy:
+            row = (copy["location"], copy.get("endpoint") or "AWS", copy.get("verified_at"))
+            lines += ["", *_table(("copy", "at", "came back as it was"), [row])]
+        if backup.get("degraded"):
+            lines += ["", f"**DEGRADED: there is no copy of it in the object store.** {backup['degraded']}"]
     lines += sign_offs(record)
     lines += notification_lines(record.get("notifications") or [])
     if facts.get("states"):
