@@ -120,6 +120,8 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
     if plan.get("level") and plan["reason"] not in said:
         lines.append(f"  decision  {plan['level']}: {plan['reason']}")
     lines += [f"  {label:<9} {text}" for label, text in restored(record).items()]
+    if (record.get("backup") or {}).get("degraded"):
+        lines.append(f"  DEGRADED  no copy of the backup: {record['backup']['degraded']}")
     live = live_on_primary(facts)
     if live is not None and facts.get("url"):
         lines.append(f"  address   {facts['url']}")

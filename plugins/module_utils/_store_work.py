@@ -80,7 +80,9 @@ def tell_record(kept: Journal, layout: Layout, name: str, answer: Mapping[str, A
         told = {"store": answer["store"]}
         if answer["degraded"]:
             told["degraded"] = answer["degraded"]
-        kept.update(backup={**backup, **told})
+        # A run that was resumed may have had none the first time.
+        former = {key: value for key, value in backup.items() if key not in ("store", "degraded")}
+        kept.update(backup={**former, **told})
 
 
 def degraded(fault: Problem, state: str) -> dict[str, Any]:

@@ -95,6 +95,20 @@ def test_a_complete_description_is_accepted() -> None:
         ({"app_archive": {"path": "/x.tar", "sha256": "0" * 64}}, "app_repository and app_archive", "both"),
         ({"app_stay_up": "5"}, "app_stay_up", "whole number"),
         ({"app_adopt": {"path": "/opt/old"}}, "app_adopt", "service"),
+        (
+            {"app_backup_store": {"endpoint": "https://s3.example.org"}},
+            "app_backup_store.bucket",
+            "name the bucket",
+        ),
+        ({"app_backup_store": {"buckt": "b"}}, "app_backup_store.buckt", "did you mean 'bucket'?"),
+        ({"app_backup_store": {"bucket": "bbb", "secret_key": SECRET}}, "app_backup_store", "give both"),
+        (
+            {"app_backup_store": {"bucket": "bbb", "endpoint": f"https://a:{SECRET}@x"}},
+            "app_backup_store",
+            "alone",
+        ),
+        ({"app_backup_store": {"bucket": "bbb", "keep": "3"}}, "app_backup_store.keep", "whole number"),
+        ({"app_backup_store": SECRET}, "app_backup_store", "mapping"),
     ],
 )
 def test_bad_input_is_one_sentence_that_names_the_variable(changes: dict, variable: str, says: str) -> None:

@@ -157,3 +157,17 @@ def test_sign_offs_have_blanks_and_who_could_not_be_told_is_there() -> None:
     assert "Sign-offs" not in bare
     assert "Notifications" not in bare
     assert "window" not in bare
+
+
+def test_the_copy_of_a_backup_is_named_and_so_is_that_there_is_none() -> None:
+    facts = {"application": "shop", "stage": "test", "verdict": "success"}
+    store = {
+        "location": "s3://backups/shop/test/b1/db.dump",
+        "endpoint": "https://s3.example.org",
+        "verified_at": "t",
+    }
+    record = {"id": "r", "backup": {"id": "b1", "store": store}}
+    assert "s3://backups/shop/test/b1/db.dump" in markdown({**facts, "record": record})
+    record = {"id": "r", "backup": {"id": "b1", "store": None, "degraded": "The bucket is full."}}
+    assert "DEGRADED: there is no copy" in markdown({**facts, "record": record})
+    assert "  DEGRADED  no copy of the backup: The bucket is full." in terminal({**facts, "record": record})

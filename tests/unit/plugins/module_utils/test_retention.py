@@ -67,6 +67,8 @@ def test_the_last_releases_stay_and_all_of_the_others_goes(host) -> None:
     (host.layout.static / "old.1234.css").touch()
     # Times lie: the oldest release was touched last.
     os.utime(host.layout.release(NAMES[0]), (4e9, 4e9))
+    # The collection's own, which no release names.
+    host.layout.environment("store-1").mkdir()
     before = host.tree()
     planned = apply(host, check_mode=True)
     assert host.tree() == before, "check mode removes nothing"
@@ -74,7 +76,7 @@ def test_the_last_releases_stay_and_all_of_the_others_goes(host) -> None:
     assert planned == removed
     assert removed["errors"] == []
     assert left(host.layout.releases) == [NAMES[3], NAMES[4]]
-    assert left(host.layout.environments) == ["env4", "env5"]
+    assert left(host.layout.environments) == ["env4", "env5", "store-1"]
     assert left(host.layout.backups) == ["b4", "b5"]
     assert {name.split(".")[0] for name in left(host.layout.instances)} == {
         NAMES[3],

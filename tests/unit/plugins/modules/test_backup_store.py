@@ -1,59 +1,37 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The module backup_store, run whole against a real server that speaks S3, with faults between the two."""
+"""The module backup_store, run whole against a real server that speaks S3."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.runbook.deploy.plugins.module_utils import _store_session, _store_spec
-from ansible_collections.runbook.deploy.plugins.module_utils._environment import ask_interpreter
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.modules import backup_store
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.release_tools import make_wheel
-from ansible_collections.runbook.deploy.tests.unit.plugins.modules.object_store import (
-    Fault,
-    Proxy,
-    eventually,
-    free_port,
-    s3_server,
+from ansible_collections.runbook.deploy.tests.unit.plugins.modules.object_store import Fault, s3_server
+from ansible_collections.runbook.deploy.tests.unit.plugins.modules.store_host import (
+    BASE,
+    BUCKET,
+    KEYS,
+    LARGE,
+    MIB,
+    in_store,
+    keys,
+    lose,
+    store_host,
 )
 
-boto3 = pytest.importorskip("boto3", reason="boto3 is not installed here: make venv")
+pytest.importorskip("boto3", reason="boto3 is not installed here: make venv")
 pytest.importorskip("moto.server", reason="moto[server] is not installed here: make venv")
 
-BUCKET = "backups"
-BASE = "sites/shop/production/"
-KEYS = {"access_key": "AKIDEXAMPLE", "secret_key": "thesecretofthekey"}
 # Quicker than pip; pip where there is none.
 UV = shutil.which("uv", path=os.path.dirname(sys.executable))
 DEPLOYMENT = "20261121T013700-ab12"
-MIB = 1024 * 1024
-# The least that S3 takes as a part; a large file has three.
-PART = 5 * MIB
-LARGE = 12 * MIB
-# Runs the module in a process of its own, so that it can be killed.
-ALONE = """
-import json, sys
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.runbook.deploy.plugins.module_utils import _store_spec
-from ansible_collections.runbook.deploy.plugins.modules import backup_store
-_store_spec.PART_SIZE = 5 * 1024 * 1024
-with patch_module_args(json.loads(sys.stdin.read())):
-    backup_store.main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,123 +41,20 @@ def moto():
 
 
 @pytest.fixture
-def proxy(moto):
-    server = Proxy(moto)
-    yield server
-    server.close()
+def host(tmp_path, moto, capsys, monkeypatch):
+    with store_host(tmp_path / "app", moto, capsys, monkeypatch) as found:
+        yield found
 
 
 @pytest.fixture
-def client(moto):
-    """The store, asked past the proxy; the bucket is empty."""
-    found = boto3.session.Session().client(
-        "s3",
-        endpoint_url=f"http://127.0.0.1:{moto}",
-        region_name="us-east-1",
-        aws_access_key_id="looker",
-        aws_secret_access_key="looker",
-    )
-    found.create_bucket(Bucket=BUCKET)
-    yield found
-    for entry in found.list_multipart_uploads(Bucket=BUCKET).get("Uploads") or []:
-        found.abort_multipart_upload(Bucket=BUCKET, Key=entry["Key"], UploadId=entry["UploadId"])
-    for key in keys(found):
-        found.delete_object(Bucket=BUCKET, Key=key)
-
-
-def keys(client):
-    return sorted(entry["Key"] for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents") or [])
-
-
-class Host:
-    """An application's directory whose environment of boto3 is this test's own."""
-
-    def __init__(self, root: Path, port: int, capsys) -> None:
-        self.root, self.capsys = root, capsys
-        for name in ("backups", "environments", "deployments"):
-            (root / name).mkdir(parents=True)
-        self.store = {
-            "endpoint": f"http://127.0.0.1:{port}",
-            "bucket": BUCKET,
-            "prefix": "sites",
-            "timeout": 120,
-            **KEYS,
-        }
-        self.environment = _store_session.environment_of(Layout(root), ask_interpreter(sys.executable))
-        (self.environment / "bin").mkdir(parents=True)
-        python = self.environment / "bin" / "python"
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-        (self.environment / ".built").touch()
-
-    def backup(
-        self, name: str, size: int = 1000, created: str = "2026-11-21T01:37:00Z", kind: str = "manual"
-    ) -> bytes:
-        """Make a backup as the engines leave it."""
-        data = random.Random(f"{name}{size}").randbytes(size)
-        place = self.root / "backups" / name
-        place.mkdir(parents=True)
-        (place / "shop.dump").write_bytes(data)
-        manifest = {
-            "schema": 1,
-            "id": name,
-            "engine": "sqlite",
-            "file": "shop.dump",
-            "size": size,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "counts": {"note": 3},
-            "heads": {},
-            "created": created,
-            "kind": kind,
-        }
-        (place / "manifest.json").write_text(json.dumps(manifest))
-        return data
-
-    def manifest(self, name: str) -> dict:
-        return json.loads((self.root / "backups" / name / "manifest.json").read_text())
-
-    def arguments(self, state: str, name: str | None = None, **options) -> dict:
-        store = {**self.store, **options.pop("store", {})}
-        options = {name: value for name, value in options.items() if value is not None}
-        return {
-            "root": str(self.root),
-            "state": state,
-            "application": "shop",
-            "stage": "production",
-            "store": store,
-            "python": sys.executable,
-            **({"id": name} if name else {}),
-            **options,
-        }
-
-    def run(self, state: str, name: str | None = None, check: bool = False, **options) -> dict:
-        arguments = {**self.arguments(state, name, **options), "_ansible_check_mode": check}
-        with patch_module_args(arguments), pytest.raises(SystemExit) as caught:
-            backup_store.main()
-        said = self.capsys.readouterr()
-        answer = json.loads(said.out)
-        assert bool(caught.value.code) == bool(answer.get("failed"))
-        assert KEYS["secret_key"] not in said.out.replace(json.dumps(answer.get("invocation") or {}), "")
-        return answer
-
-    def fails(self, state: str, name: str | None = None, **options) -> str:
-        """Return the sentence of a failure."""
-        answer = self.run(state, name, **options)
-        assert answer.get("failed"), answer
-        assert answer["msg"].endswith(".")
-        assert "\n" not in answer["msg"]
-        return answer["msg"]
+def proxy(host):
+    return host.proxy
 
 
 @pytest.fixture
-def host(tmp_path, proxy, client, capsys, monkeypatch):
-    monkeypatch.setattr(_store_spec, "PART_SIZE", PART)
-    return Host(tmp_path / "app", proxy.port, capsys)
-
-
-def in_store(client, name):
-    key = f"{BASE}{name}/shop.dump"
-    return client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+def client(host):
+    """The store, asked past the proxy."""
+    return host.client
 
 
 @pytest.mark.parametrize("size", [0, 1000, LARGE])
@@ -219,197 +94,12 @@ def test_the_server_is_asked_to_encrypt(host, client):
         assert client.head_object(Bucket=BUCKET, Key=f"{BASE}one/{file}")["ServerSideEncryption"] == "AES256"
 
 
-def answering(status, code="", **about):
-    def fault(asked):
-        return Fault("answer", status=status, code=code, **about)
-
-    return fault
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (answering(403, "SignatureDoesNotMatch"), ("secret key is not that", "app_backup_store.secret_key")),
-        (answering(507), ("the bucket is full", "make room")),
-        (answering(503, "SlowDown"), ("cannot answer now (503 SlowDown)", "try again later")),
-        (answering(403, "RequestTimeTooSkewed", date=time.time() - 7200), ("s ahead of the store's", "NTP")),
-        (answering(301, "PermanentRedirect"), ("another region", "app_backup_store.region")),
-    ],
-)
-def test_what_the_store_refuses_is_one_sentence_and_the_backup_untouched(host, proxy, client, fault, words):
-    data = host.backup("one")
-    before = host.manifest("one")
-    proxy.fault = fault
-    message = host.fails("present", "one")
-    assert all(word in message for word in words), message
-    assert f"the bucket {BUCKET!r} at {host.store['endpoint']}" in message
-    assert "the backup on this host is whole" in message
-    assert host.manifest("one") == before
-    assert (host.root / "backups" / "one" / "shop.dump").read_bytes() == data
-    proxy.clear()
-    assert keys(client) == []
-    # Nothing is left behind that keeps the next run from it.
-    assert host.run("present", "one")["changed"] is True
-
-
-def test_a_bucket_that_is_missing_is_named(host):
-    host.backup("one")
-    assert "there is no such bucket" in host.fails("present", "one", store={"bucket": "another"})
-    assert "there is no such bucket" in host.fails("ready", store={"bucket": "another"})
-    assert host.run("ready")["changed"] is False
-
-
-def test_nobody_at_the_address(host):
-    host.backup("one")
-    message = host.fails("present", "one", store={"endpoint": f"http://127.0.0.1:{free_port()}"})
-    assert "it cannot be reached" in message
-    assert "app_backup_store.endpoint" in message
-
-
-def test_who_accepts_and_never_answers_is_given_up_in_time(host, proxy):
-    host.backup("one")
-    proxy.fault = lambda asked: Fault("hold")
-    begun = time.monotonic()
-    message = host.fails("present", "one", store={"timeout": 10})
-    assert "it stopped answering" in message or "not done within 10 s" in message
-    assert time.monotonic() - begun < 60
-
-
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_bytes_that_change_on_the_way_are_found_and_no_copy_is_claimed(host, proxy, client, way):
-    host.backup("one", 100_000)
-    before = host.manifest("one")
-    method = {"up": "PUT", "down": "GET"}[way]
-    proxy.fault = lambda asked: (
-        Fault("flip", way) if asked.method == method and asked.path.endswith("shop.dump") else None
-    )
-    message = host.fails("present", "one")
-    assert "not what was backed up: the sha256" in message or "what arrived was not what was sent" in message
-    assert host.manifest("one") == before
-    assert keys(client) == []
-
-
-def test_a_large_file_whose_part_changes_on_the_way_is_found(host, proxy, client):
-    host.backup("one", LARGE)
-    proxy.fault = lambda asked: Fault("flip") if asked.query.get("partNumber") == ["2"] else None
-    host.fails("present", "one")
-    assert keys(client) == []
-    assert "store" not in host.manifest("one")
-    assert not client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
-
-
-def once(wanted, fault):
-    """Return a fault for the first request that *wanted* says yes to."""
-    left = [fault]
-    return lambda asked: left.pop() if left and wanted(asked) else None
-
-
-@pytest.mark.parametrize(
-    ("wanted", "fault"),
-    [
-        (lambda asked: asked.is_part, Fault("cut", "up")),
-        (lambda asked: asked.method == "GET" and asked.path.endswith("shop.dump"), Fault("cut", "down")),
-        (lambda asked: asked.is_part, Fault("answer", status=503, code="SlowDown")),
-    ],
-)
-def test_a_connection_that_breaks_off_once_is_gone_over(host, proxy, client, wanted, fault):
-    data = host.backup("one", LARGE)
-    proxy.fault = once(wanted, fault)
-    assert host.run("present", "one")["changed"] is True
-    assert in_store(client, "one") == data
-
-
-def test_a_connection_that_always_breaks_off_leaves_nothing(host, proxy, client):
-    host.backup("one", LARGE)
-    proxy.fault = lambda asked: Fault("cut", "up") if asked.is_part else None
-    message = host.fails("present", "one")
-    assert "the connection broke off" in message or "the connection failed" in message, message
-    assert keys(client) == []
-    assert not client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
-
-
-@pytest.mark.parametrize("moment", ["part", "compare", "manifest"])
-def test_a_run_that_is_killed_leaves_nothing_that_looks_whole_and_the_next_one_clears_up(
-    host, proxy, client, moment
-):
-    data = host.backup("one", LARGE)
-    wanted = {
-        "part": lambda asked: asked.query.get("partNumber") == ["3"],
-        "compare": lambda asked: asked.method == "GET" and asked.path.endswith("shop.dump"),
-        "manifest": lambda asked: asked.method == "PUT" and asked.path.endswith("manifest.json"),
-    }[moment]
-    held = []
-
-    def fault(asked):
-        if wanted(asked):
-            held.append(asked)
-            return Fault("hold")
-        return None
-
-    proxy.fault = fault
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", ALONE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    ) as process:
-        process.stdin.write(json.dumps(host.arguments("present", "one")).encode())
-        process.stdin.close()
-        eventually(lambda: held or process.poll() is not None, "the request to be held did not come")
-        assert process.poll() is None
-        # Its keys are in nobody's command line.
-        for place in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                assert KEYS["secret_key"].encode() not in place.read_bytes()
-            except OSError:
-                continue
-        process.send_signal(signal.SIGKILL)
-    proxy.clear()
-    assert f"{BASE}one/manifest.json" not in keys(client)
-    assert (f"{BASE}one/shop.dump" in keys(client)) == (moment != "part")
-    assert "store" not in host.manifest("one")
-    listed = host.run("listed")["backups"]
-    assert [(row["id"], row["store"]) for row in listed] == [
-        ("one", "no" if moment == "part" else "unfinished")
-    ]
-    if moment == "part":
-        assert client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
-    assert host.run("present", "one")["changed"] is True
-    assert in_store(client, "one") == data
-    assert not client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
-
-
-def test_a_damaged_backup_is_not_copied_and_that_is_never_excused(host, client):
-    data = host.backup("one", LARGE)
-    (host.root / "backups" / "one" / "shop.dump").write_bytes(data[:-1] + b"x")
-    message = host.fails("present", "one", store={"required": False})
-    assert "is damaged" in message
-    assert keys(client) == []
-    assert not client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
-
-
-def test_another_dump_of_the_same_name_is_not_overwritten(host, client):
-    data = host.backup("one")
-    host.run("present", "one")
-    place = host.root / "backups" / "one"
-    for path in place.iterdir():
-        path.unlink()
-    place.rmdir()
-    host.backup("one", 999)
-    message = host.fails("present", "one", store={"required": False})
-    assert "is not overwritten" in message
-    assert in_store(client, "one") == data
-    assert host.run("listed")["backups"][0]["store"] == "different"
-
-
 def test_without_being_required_it_is_degraded_and_the_run_goes_on(host, proxy, monkeypatch):
     # Where they go depends on whether the tests of this process have imported the controller's side.
     warnings = []
     monkeypatch.setattr(backup_store.AnsibleModule, "warn", lambda module, text: warnings.append(text))
     host.backup("one")
-    proxy.fault = answering(403, "AccessDenied")
+    proxy.fault = lambda asked: Fault("answer", status=403, code="AccessDenied")
     for state in ("ready", "present"):
         answer = host.run(state, "one", store={"required": False})
         assert "may not do this" in answer["degraded"]
@@ -487,13 +177,6 @@ def test_a_copy_that_rots_in_the_store_is_found(host, client):
     assert answer["states"] == {"two": "intact", "one": "FAILED"}
     assert "The copy of the backup one" in answer["msg"]
     assert "not what was backed up" in host.fails("present", "one")
-
-
-def lose(host, name):
-    place = host.root / "backups" / name
-    for path in place.iterdir():
-        path.unlink()
-    place.rmdir()
 
 
 @pytest.mark.parametrize("loss", ["all", "dump", "damaged"])
@@ -620,3 +303,26 @@ def test_names_that_lead_elsewhere_are_refused(host, proxy):
     assert "id" in host.fails("fetched", "../x")
     assert "There is no backup 'none'" in host.fails("present", "none", store={"required": False})
     assert proxy.asked == []
+
+
+def test_the_record_says_where_the_copy_is_or_why_there_is_none(host, proxy):
+    host.backup(DEPLOYMENT, kind="deployment")
+    about = {"kind": "deployment"}
+    record = {"id": DEPLOYMENT, "token": "t", "host": "web1", "primary": False, "about": about}
+    path = host.root / "deployments" / f"{DEPLOYMENT}.json"
+    pin(host, DEPLOYMENT)
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "token": "t", "host": "web1", "primary": False}))
+    proxy.fault = lambda asked: Fault("answer", status=507)
+    answer = host.run("present", DEPLOYMENT, record=record, store={"required": False})
+    found = json.loads(path.read_text())
+    assert found["backup"] == {"id": DEPLOYMENT, "store": None, "degraded": answer["degraded"]}
+    assert found["phases"][-1]["state"] == "done"
+    assert "the bucket is full" in found["phases"][-1]["result"]["degraded"]
+    assert host.fails("present", DEPLOYMENT, record=record)
+    assert json.loads(path.read_text())["phases"][-1]["state"] == "failed"
+    proxy.clear()
+    answer = host.run("present", DEPLOYMENT, record=record)
+    found = json.loads(path.read_text())
+    assert found["backup"] == {"id": DEPLOYMENT, "store": answer["store"]}
+    assert KEYS["secret_key"] not in path.read_text()
