@@ -115,7 +115,7 @@ def plain(question: str, answers: dict[str, Any]) -> dict[str, Any]:
     if question == "registered":
         # Each may be followed by its settings: "shop.send [rate_limit=10/m]".
         return {
-            worker: [str(task).split(" [")[0] for task in tasks]
+            worker: [str(task).partition(" [")[0] for task in tasks]
             for worker, tasks in answers.items()
             if isinstance(tasks, list)
         }
