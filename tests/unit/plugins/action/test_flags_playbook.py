@@ -118,6 +118,14 @@ def test_shown_switched_and_all_off(site):
     assert code == 0, said
     assert site.values() == ["SEARCH=false\nBULK=false\n"] * 2
     assert re.search(r"all off: done on 2 hosts in \d+\.\d s", said)
+    site.file("web2").write_text("SEARCH=true\n")
+    code, said = site.run("--tags", "flags", playbook="rollback")
+    assert code == 0, said
+    assert site.values() == ["SEARCH=false\nBULK=false\n"] * 2
+    # Nothing else of a rollback was begun or looked at: neither a lock, nor a record, nor a word about releases.
+    for host in site.hosts:
+        assert [path.name for path in (site.directory / host).rglob("*.json*")] == ["flags.jsonl"]
+    assert "rollback of" not in said
     code, said = site.run("--tags", "of")
     assert code == 2
     assert "nothing was switched" in said
