@@ -93,8 +93,8 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def site(short_path: Path) -> Site:
+    return Site(short_path)
 
 
 def test_shown_switched_and_all_off(site):

@@ -23,15 +23,15 @@ ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture
-def deploy(tmp_path):
+def deploy(short_path):
     """Return a function that runs a playbook for an application of this host, and returns its exit code and its text."""
-    repository = tmp_path / "repository"
+    repository = short_path / "repository"
     git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
     (repository / "requirements.txt").write_text("")
     for words in (["add", "."], ["commit", "-qm", "First"], ["tag", "v1"]):
         subprocess.run([*git, *words], check=True)
-    root = tmp_path / "srv" / "shop"
+    root = short_path / "srv" / "shop"
     for name in ("releases", "deployments", "shared", "scratch", "run", "environments", "backups"):
         (root / name).mkdir(parents=True)
     variables = {
@@ -49,14 +49,14 @@ def deploy(tmp_path):
         "ansible_python_interpreter": sys.executable,
     }
     inventory = {"app": {"hosts": {"web1": None}, "vars": variables}}
-    (tmp_path / "hosts.json").write_text(json.dumps(inventory))
+    (short_path / "hosts.json").write_text(json.dumps(inventory))
 
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".ansible_dev"),
-        "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
-        "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+        "ANSIBLE_LOCAL_TEMP": str(short_path / "local"),
+        "ANSIBLE_REMOTE_TEMP": str(short_path / "remote"),
         "ANSIBLE_NOCOLOR": "1",
         "GIT_ALLOW_PROTOCOL": "file",
     }
@@ -68,7 +68,7 @@ def deploy(tmp_path):
     def run(*options, playbook="deploy"):
         done = subprocess.run(
             [*argv(playbook), *options],
-            cwd=tmp_path,
+            cwd=short_path,
             env=environment,
             capture_output=True,
             text=True,
@@ -82,7 +82,7 @@ def deploy(tmp_path):
         parent, child = pty.openpty()
         process = subprocess.Popen(
             [*argv("deploy"), *options],
-            cwd=tmp_path,
+            cwd=short_path,
             env={**environment, "ANSIBLE_STDOUT_CALLBACK": "runbook.deploy.checklist", "TERM": "xterm"},
             stdin=child,
             stdout=child,
