@@ -183,7 +183,8 @@ class Run:
             first = failures[0]
             why = f"{first.get('phase')} on {first.get('host')}: {str(first.get('reason') or '').strip()}"
         elif self._failures:
-            why = "{} on {}: {}".format(*self._failures[0])
+            # Those before may have been rescued, or be of hosts that the run went on without: the last one has ended it.
+            why = "{} on {}: {}".format(*self._failures[-1])
         else:
             why = "a host did not answer"
         decision = f"{plan['level']}: {plan.get('reason', '')}" if plan.get("level") else UNDECIDED

@@ -222,6 +222,7 @@ def test_the_list_of_a_run(site) -> None:
     ending = end.splitlines()
     assert re.fullmatch(r"[\d.]+ s: 5 steps done, 2 failed\.", ending[0]), ending
     assert [line.split()[0] for line in ending[1:]] == ["reason", "decision", "next"]
+    assert "  reason    Break on web1: The first line." in end
     assert "decision  none: the run ended before one was made" in end
     assert re.search(r"next      ansible-playbook \S*status\S* -i hosts", end)
 

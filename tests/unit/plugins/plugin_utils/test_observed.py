@@ -87,6 +87,7 @@ class TestRun:
             ("decision", "none: the run ended before one was made"),
             ("next", "look"),
         ]
+        run.fail("Try", "web1", "It was rescued.")
         run.fail("Build", "web1", "No space.")
         assert run.ending("look")[0] == ("reason", "Build on web1: No space.")
         failures = [{"host": "web2", "phase": "restart", "reason": "It answers 500."}]
