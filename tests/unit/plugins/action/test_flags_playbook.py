@@ -138,15 +138,19 @@ def test_a_host_that_fails_takes_the_others_back_but_not_from_off(site):
     assert code == 2
     assert "FAILED on web2" in said
     assert site.values()[0] == "SEARCH=staff\nBULK=false\n"
-    assert [line["action"] for line in site.history("web1") if line["state"] == "begun"][
-        0
-    ] == "stage complete"
+    assert site.history("web1")[0]["action"] == "stage complete"
     assert site.history("web1")[-1]["verdict"] == "switched"
     code, said = site.run("--tags", "flags", playbook="rollback")
     assert code == 2
     assert "all off: FAILED on web2" in said
     assert site.values()[0] == "SEARCH=false\nBULK=false\n"
-    # Nothing of a rollback of code was even looked at.
+    # With another tag it goes on.
+    site.file("web1").write_text("SEARCH=staff\nBULK=false\n")
+    code, said = site.run("--tags", "flags,verify", playbook="rollback")
+    assert code == 2
+    assert said.index("all off: FAILED on web2") < said.index("not as its last good deployment left it")
+    assert site.values()[0] == "SEARCH=false\nBULK=false\n"
+    # Nothing of a rollback of code was begun.
     assert [path.name for path in (site.directory / "web1" / "deployments").iterdir()] == ["flags.jsonl"]
 
 
