@@ -274,7 +274,9 @@ def _reason(error: Any, one: Notification) -> str:
         return f"its certificate is refused ({error.verify_message}): name the authority's file in ca_path, or repair it"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed ({error.reason or _sentence(error)}): is its port one for that?"
-    if isinstance(error, (socket.timeout, TimeoutError)):
+    # smtplib makes a silence of the server a disconnection.
+    late = (socket.timeout, TimeoutError)
+    if isinstance(error, late) or isinstance(getattr(error, "__context__", None), late):
         return f"there was no answer in {one.timeout:g} s"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"

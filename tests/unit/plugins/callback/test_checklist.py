@@ -81,7 +81,7 @@ GOOD = """
   gather_facts: false
   tasks:
     - name: Sleep
-      ansible.builtin.command: sleep 5
+      ansible.builtin.command: sleep 8
       changed_when: false
     - name: Warn
       ansible.builtin.assert: {that: true, success_msg: awake}
@@ -297,7 +297,7 @@ def test_on_a_terminal_what_runs_is_shown_and_taken_away(terminal) -> None:
     first = run.text
     # It is written anew, with more seconds.
     number = int(re.findall(r"\u2026 (\d+) s  Sleep", first)[-1])
-    assert run.read(rf"\u2026 ({'|'.join(str(number + n) for n in range(1, 5))}) s  Sleep on web1"), run.text
+    assert run.read(rf"\u2026 ({'|'.join(str(number + n) for n in range(1, 9))}) s  Sleep on web1"), run.text
     run.read()
     assert run.process.wait(timeout=60) == 0
     # What a terminal is left with: each line without what was erased of it.

@@ -16,7 +16,13 @@ import time
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
-from ansible_collections.runbook.deploy.plugins.module_utils._notify import event_of, fields_of, tell
+from ansible_collections.runbook.deploy.plugins.module_utils._notify import (
+    Untold,
+    event_of,
+    fields_of,
+    send,
+    tell,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import (
     EVENTS,
     FIELDS,
@@ -78,8 +84,8 @@ def webhook(server, path="hook", **changes):
     return {"name": "ops", "kind": "webhook", "url": f"{server.address}/{path}", **changes}
 
 
-def told(*items, event="rollback", facts=FACTS):
-    return tell(items, event, facts)
+def told(*items, event="rollback"):
+    return tell(items, event, FACTS)
 
 
 class Mailbox:
@@ -102,11 +108,21 @@ class Mailbox:
         return "250 taken"
 
 
-class Implicit(Controller):
-    """A controller with TLS from the first byte, whose own first connection trusts nobody in particular."""
+class Server(Controller):
+    """A controller on a port that nobody can take between its choice and its use; a first connection trusts anybody."""
+
+    def __init__(self, box, **options):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        super().__init__(box, "127.0.0.1", self.listener.getsockname()[1], ready_timeout=30, **options)
+
+    def _create_server(self):
+        return self.loop.create_server(self._factory_invoker, sock=self.listener, ssl=self.ssl_context)
 
     def _trigger_server(self):
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as plain:
+            if not self.ssl_context:
+                plain.recv(1)
+                return
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             with context.wrap_socket(plain) as session:
@@ -161,31 +177,20 @@ def mail(certificate):
 
     def start(tls="starttls", refuse=(), **changes):
         box = Mailbox(refuse)
-        probe = socket.create_server(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
         context = server_context(certificate)
         if tls == "implicit":
-            controller = Implicit(box, "127.0.0.1", port, ssl_context=context, ready_timeout=30)
+            controller = Server(box, ssl_context=context)
         elif tls == "starttls":
-            controller = Controller(
-                box,
-                "127.0.0.1",
-                port,
-                tls_context=context,
-                require_starttls=True,
-                authenticator=allow,
-                ready_timeout=30,
-            )
+            controller = Server(box, tls_context=context, require_starttls=True, authenticator=allow)
         else:
-            controller = Controller(box, "127.0.0.1", port, ready_timeout=30)
+            controller = Server(box)
         controller.start()
         running.append(controller)
         item = {
             "name": "on call",
             "kind": "mail",
             "host": "127.0.0.1",
-            "port": port,
+            "port": controller.port,
             "tls": tls,
             "ca_path": f"{certificate}.crt",
             "from": "deploy@example.org",
@@ -358,6 +363,18 @@ class TestMail:
             assert "nothing listens there" in told(item)["unsent"][0]["message"]
             free.listen()
             assert "no answer in 0.5 s" in told({**item, "timeout": 0.5})["unsent"][0]["message"]
+
+    @pytest.mark.parametrize("kind", ["mail", "webhook", "implicit"])
+    def test_silence_that_the_connection_itself_notices_is_told_the_same(self, kind):
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            port = mute.getsockname()[1]
+            item = {"name": "a", "kind": "webhook", "url": f"http://127.0.0.1:{port}/", "timeout": 0.5}
+            if kind != "webhook":
+                item = {"name": "a", "kind": "mail", "host": "127.0.0.1", "port": port, "timeout": 0.5}
+                item.update({"from": "a@b", "to": "c@d", "tls": "none" if kind == "mail" else kind})
+            (one,) = parse_notifications([item])
+            with pytest.raises(Untold, match="no answer in 0.5 s"):
+                send(one, "start", dict.fromkeys(FIELDS, "x"))
 
 
 class TestWords:
