@@ -32,7 +32,7 @@ def split_key(key: str, base: str) -> tuple[str, str] | None:
     if not key.startswith(base):
         return None
     name, slash, file = key[len(base) :].partition("/")
-    return (name, file) if slash and file and "/" not in file and NAME.match(name) else None
+    return (name, file) if slash and file and "/" not in file and NAME.fullmatch(name) else None
 
 
 def by_backup(objects: Iterable[Mapping[str, Any]], base: str) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -59,10 +59,12 @@ def read_stored(text: str, name: str) -> dict[str, Any] | None:
         return None
     if not isinstance(manifest, dict) or any(key not in manifest for key in NEEDED):
         return None
-    file = str(manifest["file"])
+    file, size = manifest["file"], manifest["size"]
     # The name becomes a path on this host.
-    named = os.path.basename(file) == file and NAME.match(file) and file != MANIFEST
-    whole = manifest["schema"] == SCHEMA and isinstance(manifest["size"], int) and named
+    named = (
+        isinstance(file, str) and os.path.basename(file) == file and NAME.fullmatch(file) and file != MANIFEST
+    )
+    whole = manifest["schema"] == SCHEMA and isinstance(size, int) and size >= 0 and named
     return {**manifest, "id": name} if whole else None
 
 

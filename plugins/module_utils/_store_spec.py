@@ -97,7 +97,7 @@ def check(store: Mapping[str, Any], variable: str = VARIABLE) -> list[str]:
     if errors:
         return errors
     full = {**defaults(), **store}
-    if not BUCKET.match(str(full.get("bucket") or "")):
+    if not BUCKET.fullmatch(str(full.get("bucket") or "")):
         errors.append(
             f"{variable}.bucket is {full.get('bucket', '')!r}: name the bucket, 3 characters or more, letters, digits, '.', '_' and '-'."
         )
@@ -112,7 +112,9 @@ def check(store: Mapping[str, Any], variable: str = VARIABLE) -> list[str]:
         errors.append(
             f"{variable}.endpoint must be scheme, host and port alone: keys go into access_key and secret_key, the bucket into bucket."
         )
-    if not PREFIX.match(full["prefix"]) or {"", ".", ".."} & set(full["prefix"].strip("/").split("/")[1:]):
+    if not PREFIX.fullmatch(full["prefix"]) or {"", ".", ".."} & set(
+        full["prefix"].strip("/").split("/")[1:]
+    ):
         errors.append(
             f"{variable}.prefix is {full['prefix']!r}: use letters, digits and !_.*'()-, with one '/' between names."
         )
@@ -149,7 +151,7 @@ def parse(store: Mapping[str, Any]) -> Settings:
 def base_of(settings: Settings, application: str, stage: str) -> str:
     """Return what the keys of all copies of this application and stage begin with; its last character is a slash."""
     for name, value in (("application", application), ("stage", stage)):
-        if not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", value):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
             raise Problem(f"The option {name} is {value!r}: expected letters, digits, '.', '_' and '-'.")
     return "/".join([*([settings.prefix] if settings.prefix else []), application, stage, ""])
 
