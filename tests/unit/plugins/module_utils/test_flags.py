@@ -24,7 +24,12 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.runbook.deploy.plugins.module_utils import _flags, _flags_history
+from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _flags,
+    _flags_file,
+    _flags_history,
+    _flags_sql,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._application import RESERVED
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, write_json
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import acquire
@@ -448,7 +453,7 @@ def outside(server: Any, statement: str) -> list[Any]:
         connection.close()
 
 
-def test_a_table_of_a_server(server, root):
+def test_a_table_of_a_server(server, root, monkeypatch):
     outside(
         server,
         "CREATE TABLE flags (name varchar(50) PRIMARY KEY, setting varchar(60) NOT NULL, is_on boolean)",
@@ -486,12 +491,13 @@ def test_a_table_of_a_server(server, root):
     assert do(root, store, **given)["flags"] == {"A": "true", "B": "false"}
 
     # Somebody else holds a row.
+    monkeypatch.setattr(_flags_sql, "LOCK", 1)
     connection = server.connect()
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT name FROM flags WHERE name = 'A' FOR UPDATE")
             with pytest.raises(Problem, match="as they were"):
-                do(root, store, state="switched", values={"A": False}, timeout=1.5, **given)
+                do(root, store, state="switched", values={"A": False}, **given)
         connection.rollback()
     finally:
         connection.close()
@@ -734,7 +740,9 @@ def test_a_service_reads_its_flags_again():
         assert "was told to read its settings again" in done["applied"]
 
 
-def test_a_service_that_ends_of_it_is_named_and_the_flags_are_as_before():
+def test_a_service_that_ends_of_it_is_named_and_the_flags_are_as_before(monkeypatch):
+    # It ends the look at it; a loaded machine may take its time.
+    monkeypatch.setattr(_flags_file, "HUP_SECONDS", 30)
     with service_that("dies") as (root, store):
         with pytest.raises(Problem, match="takes SIGHUP for an end"):
             switch(root, store, "internal")
