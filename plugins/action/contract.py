@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window impo
     signatures,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._rolling import check_balancer_hosts
 
 # Molecule skips these in every run; no task of the collection has them.
 FOREIGN_TAGS = ("molecule-notest", "notest")
@@ -62,6 +64,8 @@ class ActionModule(ActionBase):
         if not errors and purpose == "deployment" and values.get("app_archive"):
             errors = self._archive(values["app_archive"])
         errors += self._partial(purpose, variables)
+        if not errors and values.get("app_load_balancer"):
+            errors = self._load_balancer(values["app_load_balancer"], variables)
         if not errors and purpose == "deployment":
             errors = self._one_file_each(values, variables)
         if not errors:
@@ -159,6 +163,21 @@ class ActionModule(ActionBase):
                 "meant, or its sha256 is that of another one."
             ]
         return []
+
+    def _load_balancer(self, balancer: Mapping[str, Any], variables: dict[str, Any]) -> list[str]:
+        """Return what is wrong with the hosts and the task files that ``app_load_balancer`` names."""
+        groups = variables.get("groups", {})
+        errors = check_balancer_hosts(balancer, groups.get("all", []), groups)
+        if balancer["kind"] != "tasks":
+            return errors
+        for key in ("drain", "ready"):
+            path = os.path.join(variables.get("inventory_dir") or "", balancer[key])
+            if not os.path.isfile(path):
+                errors.append(
+                    f"app_load_balancer.{key} is {balancer[key]!r}, but there is no file {path}: give the path of a file of tasks, absolute or "
+                    "beside the inventory."
+                )
+        return errors
 
     @staticmethod
     def _one_file_each(values: dict[str, Any], variables: dict[str, Any]) -> list[str]:
@@ -259,6 +278,5 @@ class ActionModule(ActionBase):
     def _operator() -> str:
         """Return the name of the person at the controller, through sudo too."""
         import getpass
-        import os
 
         return os.environ.get("SUDO_USER") or getpass.getuser()

@@ -22,6 +22,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._rolling import check_balancer, check_batch
 from ansible_collections.runbook.deploy.plugins.module_utils._store_spec import check as check_store
 from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers
 
@@ -33,7 +34,7 @@ EXAMPLE_ID = "20260101T000000-0000"
 class Variable(NamedTuple):
     """One variable of the contract.
 
-    ``kind``: str, int, bool, path, list or dict. ``default``: None means that it has to be given;
+    ``kind``: str, int, bool, path, list, dict, or batch, what ``serial`` of a play takes. ``default``: None means that it has to be given;
     ``{name}`` in a text is replaced by ``app_name``. ``secret``: its values never leave a module's options.
     """
 
@@ -154,7 +155,10 @@ VARIABLES: dict[str, Variable] = {
     "app_url": Variable("str", "", "Public address of the application."),
     "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
     "app_adopt": Variable("dict", {}, "Present installation to take over: path, service, environment_file."),
-    "app_batch": Variable("list", [1, "100%"], "How many hosts are restarted at a time, batch after batch."),
+    "app_batch": Variable("batch", [1, "100%"], "How many hosts are restarted at a time, batch after batch."),
+    "app_load_balancer": Variable(
+        "dict", {}, "Takes each host out of HAProxy or nginx while it restarts: kind, host, backend."
+    ),
     "app_window": Variable(
         "list", [], "When a deployment may begin: days, from, to and zone; always by default."
     ),
@@ -223,6 +227,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "list": (list, tuple),
     "dict": (Mapping,),
+    "batch": (int, str, list, tuple),
 }
 WORDS = {
     "str": "a text",
@@ -231,6 +236,7 @@ WORDS = {
     "bool": "true or false",
     "list": "a list",
     "dict": "a mapping",
+    "batch": "a number, a share such as 25%, or a list of these",
 }
 
 
@@ -377,6 +383,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
     errors += _check_source(values, purpose)
     errors += _check_database(values)
     errors += check_store(values["app_backup_store"])
+    errors += check_batch(values["app_batch"]) + check_balancer(values["app_load_balancer"])
     errors += _keys("app_adopt", values["app_adopt"], ADOPT)
     if values["app_adopt"] and not values["app_adopt"].get("service"):
         errors.append("app_adopt has no service: name the unit that runs the application today.")

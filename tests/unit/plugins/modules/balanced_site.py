@@ -185,7 +185,7 @@ class HaproxySite(Site):
     """HAProxy with a socket of its own; *extra* is added to each server's line."""
 
     def __init__(
-        self, directory: Path, slow: float = 3.0, check: str = "check inter 200ms", level: str = "admin"
+        self, directory: Path, slow: float = 3.0, check: str = "check inter 500ms", level: str = "admin"
     ) -> None:
         super().__init__(directory, slow)
         self.check, self.level = check, level
@@ -198,7 +198,8 @@ class HaproxySite(Site):
     stats socket {self.socket} mode 600 level {self.level}
 defaults
     mode http
-    timeout connect 2s
+    timeout connect 20s
+    timeout check 20s
     timeout client 60s
     timeout server 60s
 frontend public

@@ -1,0 +1,119 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is wrong with ``app_batch`` and ``app_load_balancer``: how many hosts restart at a time, and who takes them out meanwhile.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SHARE = re.compile(r"^(?:100|[1-9][0-9]?)%$")
+# Keys of app_load_balancer by kind, those that are needed first; what each must be.
+TEXT, NUMBER, TRUTH, WORDS = "a text", "a number of at least 0", "true or false", "a list of words"
+COMMON = {
+    "host": TEXT,
+    "backend": TEXT,
+    "server": TEXT,
+    "drain_timeout": NUMBER,
+    "ready_timeout": NUMBER,
+    "checked": NUMBER,
+    "on_deadline": TEXT,
+    "health_path": TEXT,
+    "health_host": TEXT,
+    "allow_last": TRUTH,
+}
+KINDS: dict[str, dict[str, str]] = {
+    "haproxy": {**COMMON, "socket": TEXT, "notes": TEXT},
+    "nginx": {**COMMON, "upstream_file": TEXT, "pid_file": TEXT, "nginx": WORDS},
+    "tasks": {"drain": TEXT, "ready": TEXT},
+}
+NEEDED = {
+    "haproxy": ("host", "backend", "socket"),
+    "nginx": ("host", "backend", "upstream_file"),
+    "tasks": ("drain", "ready"),
+}
+ON_DEADLINE = ("fail", "go_on")
+
+
+def check_batch(value: Any) -> list[str]:
+    """Return what is wrong with ``app_batch``: a number of hosts, a share such as ``25%``, or a list of these."""
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not items:
+        return ["app_batch is an empty list: give how many hosts restart at a time, such as [1, '25%']."]
+    return [
+        f"app_batch has {item!r}, expected a number of hosts of at least 1, or a share of them from 1% to 100%, such as [1, '25%']."
+        for item in items
+        if not _is_batch(item)
+    ]
+
+
+def _is_batch(item: Any) -> bool:
+    if isinstance(item, bool):
+        return False
+    if isinstance(item, int):
+        return item >= 1
+    return isinstance(item, str) and bool(SHARE.match(item) or (item.isdigit() and int(item) >= 1))
+
+
+def check_balancer(value: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with ``app_load_balancer``, a sentence each; nothing where it is empty."""
+    if not value:
+        return []
+    kind = value.get("kind")
+    if kind not in KINDS:
+        return [f"app_load_balancer.kind is {kind!r}, expected one of {', '.join(KINDS)}."]
+    known = KINDS[str(kind)]
+    errors = []
+    for key, found in value.items():
+        if key == "kind":
+            continue
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            errors.append(f"app_load_balancer.{key} is not known for kind {kind}: {hint}")
+        elif not _fits(found, known[key]):
+            errors.append(f"app_load_balancer.{key} must be {known[key]}, found {found!r}.")
+    errors += [
+        f"app_load_balancer has no {key}, which kind {kind} needs: add it."
+        for key in NEEDED[str(kind)]
+        if not value.get(key)
+    ]
+    if not errors and value.get("on_deadline", "fail") not in ON_DEADLINE:
+        errors.append(
+            f"app_load_balancer.on_deadline is {value['on_deadline']!r}, expected one of {', '.join(ON_DEADLINE)}."
+        )
+    return errors
+
+
+def _fits(value: Any, wanted: str) -> bool:
+    if wanted == TRUTH:
+        return isinstance(value, bool)
+    if wanted == NUMBER:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    if wanted == WORDS:
+        return (
+            isinstance(value, (list, tuple)) and bool(value) and all(isinstance(word, str) for word in value)
+        )
+    return isinstance(value, str)
+
+
+def check_balancer_hosts(
+    value: Mapping[str, Any], hosts: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return what is wrong with ``app_load_balancer.host``: it must be a host, or a group with hosts, of the inventory."""
+    name = value.get("host")
+    if not name or name in hosts or name == "localhost" or groups.get(name):
+        return []
+    if name in groups:
+        return [
+            f"app_load_balancer.host is the group {name!r}, which has no host: add the load balancer to it."
+        ]
+    return [
+        f"app_load_balancer.host is {name!r}, which is neither a host nor a group of this inventory: add it, or correct the name."
+    ]
