@@ -47,6 +47,7 @@ STEPS = (
     Step("sanity", "sanity/*.xml"),
     Step("build"),
     Step("molecule", "molecule-*.xml", itself=True),
+    Step("gates", "molecule-gates.xml", itself=True),
     Step("guards", "molecule-guards.xml", itself=True),
     Step("test-postgresql", "molecule-postgresql.xml", itself=True),
     Step("mariadb", "molecule-mariadb.xml", itself=True),
