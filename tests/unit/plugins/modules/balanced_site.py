@@ -198,6 +198,7 @@ class HaproxySite(Site):
     stats socket {self.socket} mode 600 level {self.level}
 defaults
     mode http
+    retries 0
     timeout connect 20s
     timeout check 20s
     timeout client 60s
