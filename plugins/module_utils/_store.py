@@ -55,7 +55,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._store_copies impor
     surplus_copies,
     table,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._store_session import Session, StoreFault
+from ansible_collections.runbook.deploy.plugins.module_utils._store_session import (
+    DAMAGED,
+    Session,
+    StoreFault,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._store_spec import (
     Settings,
     extra,
@@ -70,6 +74,7 @@ FETCHING = ".fetching-"
 # A manifest has a row for each table and migration.
 LARGEST_MANIFEST = 16 * 1024 * 1024
 SAFE = "the backup on this host is whole"
+UNCHANGED = "nothing was changed"
 
 
 class Copies(NamedTuple):
@@ -84,10 +89,10 @@ class Copies(NamedTuple):
         """Return the key of the *file* of the backup *name*."""
         return f"{self.base}{name}/{file}"
 
-    def stored(self, name: str, doing: str) -> dict[str, Any] | None:
+    def stored(self, name: str, doing: str, after: str = UNCHANGED) -> dict[str, Any] | None:
         """Return the manifest of the copy of *name*; None where there is none that can be read."""
         text = self.session.ask(
-            doing, SAFE, "read_text", key=self.key(name, MANIFEST), limit=LARGEST_MANIFEST
+            doing, after, "read_text", key=self.key(name, MANIFEST), limit=LARGEST_MANIFEST
         )
         return None if text["text"] is None else read_stored(text["text"], name)
 
@@ -150,19 +155,23 @@ def note(layout: Layout, name: str, value: Mapping[str, Any]) -> None:
         write_json(path, {**manifest, "store": dict(value)}, 0o600)
 
 
-def compare(copies: Copies, name: str, manifest: Mapping[str, Any], doing: str) -> dict[str, Any]:
+def compare(
+    copies: Copies, name: str, manifest: Mapping[str, Any], doing: str, after: str = UNCHANGED
+) -> dict[str, Any]:
     """Download the dump of the copy of *name* without keeping it, and compare it with *manifest*.
 
     :return: ``{size, sha256}`` of what came back.
     :raises StoreFault: when it differs.
     """
-    found = copies.session.ask(doing, SAFE, "digest", key=copies.key(name, manifest["file"]))
+    found = copies.session.ask(doing, after, "digest", key=copies.key(name, manifest["file"]))
     for what in ("size", "sha256"):
         if found[what] != manifest[what]:
-            raise StoreFault(
+            error = StoreFault(
                 f"The copy of the backup {name} in {copies.settings.place()} is not what was backed up: the {what} of what came back is "
-                f"{found[what]}, the manifest says {manifest[what]}; {SAFE}: copy it again, and look at the store when it repeats."
+                f"{found[what]}, the manifest says {manifest[what]}; {after}: copy it again where it is on this host, and look at the store when it repeats."
             )
+            error.code = DAMAGED
+            raise error
     return found
 
 
@@ -178,7 +187,7 @@ def copy(copies: Copies, name: str) -> tuple[dict[str, Any], bool]:
     dump = copies.layout.backup(name) / manifest["file"]
     key = copies.key(name, manifest["file"])
     doing = f"The backup {name} could not be copied to"
-    there = copies.stored(name, doing)
+    there = copies.stored(name, doing, SAFE)
     if there is not None and there["sha256"] != manifest["sha256"]:
         raise Problem(
             f"In {copies.settings.place()} lies another backup of the name {name} (made {there['created']}, sha256 {there['sha256']}), which is "
@@ -186,14 +195,24 @@ def copy(copies: Copies, name: str) -> tuple[dict[str, Any], bool]:
         )
     metadata = {"runbook-backup": name, "runbook-sha256": manifest["sha256"]}
     arguments = extra(copies.settings, metadata)
-    if there is None:
+    reading = f"The copy of the backup {name} could not be read back from"
+    wanted = there is None
+    if not wanted:
+        try:
+            found = compare(copies, name, manifest, reading, SAFE)
+        except StoreFault as fault:
+            # What was lost or has rotted in the store is written again; only the right bytes can take its place.
+            if fault.code not in (DAMAGED, "NoSuchKey"):
+                raise
+            wanted = True
+    if wanted:
         send(copies, name, manifest, dump, key, arguments)
-    try:
-        found = compare(copies, name, manifest, f"The copy of the backup {name} could not be read back from")
-    except StoreFault:
-        if there is None:
-            discard(copies, key)
-        raise
+        try:
+            found = compare(copies, name, manifest, reading, SAFE)
+        except StoreFault:
+            if there is None:
+                discard(copies, key)
+            raise
     if there is None:
         text = portable(manifest)
         copies.session.ask(
@@ -216,7 +235,7 @@ def copy(copies: Copies, name: str) -> tuple[dict[str, Any], bool]:
         "seconds": round(time.monotonic() - begun, 3),
     }
     note(copies.layout, name, value)
-    return value, there is None
+    return value, wanted
 
 
 def send(
@@ -268,7 +287,7 @@ def newest_first(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def inventory(copies: Copies) -> tuple[dict[str, Any], dict[str, dict[str, Any] | None]]:
     """Return what the store lists, and the manifest of each copy; None for what has no readable one."""
     doing = "The copies cannot be listed in"
-    seen = copies.session.ask(doing, SAFE, "look", prefix=copies.base)
+    seen = copies.session.ask(doing, UNCHANGED, "look", prefix=copies.base)
     stored: dict[str, dict[str, Any] | None] = {}
     for name, files in by_backup(seen["objects"], copies.base).items():
         manifest = copies.stored(name, doing) if MANIFEST in files else None

@@ -41,11 +41,17 @@ from ansible_collections.runbook.deploy.plugins.module_utils._store_spec import 
 
 # 1.36 is the first whose checksums can be kept to what a request asks for, which servers other than AWS need.
 BOTO3 = "boto3>=1.36,<2"
+DAMAGED = "damaged"
 PARTS = (("_runbook_runtime", _agent_runtime), ("_runbook_store", _agent_store))
 
 
 class StoreFault(Problem):
-    """The copy cannot be made, and that alone: with ``required: false`` a deployment goes on without it."""
+    """The copy cannot be made, and that alone: with ``required: false`` a deployment goes on without it.
+
+    ``code``: the store's own, or ``DAMAGED`` where the bytes are others.
+    """
+
+    code = ""
 
 
 def environment_of(layout: Layout, interpreter: Interpreter) -> Path:
@@ -158,7 +164,9 @@ class Session:
             facts = answer["failed"]
             hidden = {**facts, "message": self.agent.hide(str(facts["message"]))}
             found = problem(doing, hidden, self.settings, after)
-            raise StoreFault(found.message, found.evidence)
+            error = StoreFault(found.message, found.evidence)
+            error.code = facts["code"]
+            raise error
         return answer
 
     def _lost(self, lost: AgentProblem, doing: str, after: str) -> tuple[str, str]:

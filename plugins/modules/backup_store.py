@@ -27,7 +27,7 @@ attributes:
     description: Nothing that is shown as text is changed.
   idempotent:
     support: full
-    description: A copy that is there is compared, and not uploaded again.
+    description: A copy that is there is compared, and uploaded again only where it is no more what was backed up.
 options:
   root:
     description: The directory of the application, C(app_root).

@@ -176,7 +176,25 @@ def test_a_copy_that_rots_in_the_store_is_found(host, client):
     assert answer["failed"] is True
     assert answer["states"] == {"two": "intact", "one": "FAILED"}
     assert "The copy of the backup one" in answer["msg"]
-    assert "not what was backed up" in host.fails("present", "one")
+    assert "nothing was changed" in answer["msg"]
+
+
+@pytest.mark.parametrize("loss", ["rotten", "gone"])
+def test_a_copy_that_is_damaged_in_the_store_is_written_again(host, client, loss):
+    data = host.backup("one")
+    host.run("present", "one")
+    key = f"{BASE}one/shop.dump"
+    if loss == "rotten":
+        client.put_object(Bucket=BUCKET, Key=key, Body=data[:-1] + b"!")
+    else:
+        client.delete_object(Bucket=BUCKET, Key=key)
+    assert host.run("present", "one")["changed"] is True
+    assert in_store(client, "one") == data
+    # Not by one that is damaged itself.
+    client.put_object(Bucket=BUCKET, Key=key, Body=b"x" * len(data))
+    (host.root / "backups" / "one" / "shop.dump").write_bytes(data[:-1] + b"?")
+    assert "is damaged" in host.fails("present", "one")
+    assert in_store(client, "one") == b"x" * len(data)
 
 
 @pytest.mark.parametrize("loss", ["all", "dump", "damaged"])
