@@ -235,3 +235,18 @@ class TestPermission:
         assert back["deploy_refusals"] == []
         assert back["deploy_outside_window"] == ""
         assert len(warnings) == 1
+
+
+def test_the_load_balancer_is_one_of_the_inventory(tmp_path):
+    haproxy = {"kind": "haproxy", "host": "lb9", "backend": "shop", "socket": "/run/haproxy/admin.sock"}
+    result = check(app_load_balancer=haproxy)
+    assert result["failed"] is True
+    assert "app_load_balancer.host is 'lb9'" in result["msg"]
+    (tmp_path / "drain.yml").write_text("[]\n", encoding="utf-8")
+    own = {"kind": "tasks", "drain": str(tmp_path / "drain.yml"), "ready": str(tmp_path / "ready.yml")}
+    result = check(app_load_balancer=own)
+    assert "app_load_balancer.ready is " in result["msg"]
+    assert "app_load_balancer.drain" not in result["msg"]
+    (tmp_path / "ready.yml").write_text("[]\n", encoding="utf-8")
+    result = check(app_load_balancer=own, app_batch="25%")
+    assert not result.get("failed"), result
