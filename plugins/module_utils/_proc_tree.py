@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,12 @@ UNIX_CONNECTED = "03"
 ALWAYS = 0.8
 # Looks after which that share means something.
 LOOKS = 4
+# Seconds after which a process is no more between fork and exec, also on a busy machine; and those after which a new one is
+# looked at again.
+SETTLED = 0.5
+MOMENT = 0.05
+# So many that were gone by then are workers that die at once.
+OFTEN = 3
 
 
 class Entry(NamedTuple):
@@ -110,44 +117,66 @@ def program(pid: int) -> str:
         return ""
 
 
+def name_of(pid: int) -> str:
+    """Return the file that *pid* executes, or the process's name where that may not be seen; "" where it is gone."""
+    found = program(pid)
+    if not found:
+        with (
+            contextlib.suppress(OSError),
+            open(f"{PROC}/{pid}/comm", encoding="utf-8", errors="replace") as stream,
+        ):
+            found = stream.read().rstrip("\n")
+    return found
+
+
 class Workers:
     """Which children of a service ended and were replaced, while the service itself lives.
 
     A process that executes the same program as its parent is a worker that it forked: one that ended and one that is new
-    make a replacement. Other children are mostly helpers, which come and go; where one with the same command is always
-    there (a wrapper that starts a program again and again), each one after the first is a replacement.
+    make a replacement. Between fork(2) and execve(2) any other child is the same, so that a new one is looked at twice. Other
+    children are mostly helpers, which come and go; where one with the same command is always there (a wrapper that starts a
+    program again and again), each one after the first is a replacement.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[float], None] = time.sleep) -> None:
+        self._wait = wait
         self._first: set[tuple[int, int]] | None = None
         self._before: set[tuple[int, int]] = set()
         self._died: set[tuple[int, int]] = set()
         self._born: set[tuple[int, int]] = set()
+        # Gone before they were looked at again: workers only where there are many.
+        self._brief: set[tuple[int, int]] = set()
         self._groups: dict[tuple[int, str], dict[str, Any]] = {}
         self._looks = 0
 
     def look(
         self,
         tree: Iterable[Entry],
-        program_of: Callable[[int], str] = program,
+        name_of: Callable[[int], str] = name_of,
         command_of: Callable[[int], str] = _processes.command,
+        age_of: Callable[[int], float] | None = None,
     ) -> None:
         """Take one look at the *tree*, the service's main process and its descendants."""
         listed = {entry.pid: entry for entry in tree}
         forked = set()
+        new: dict[tuple[int, int], str] = {}
         others: dict[tuple[int, str], set[tuple[int, int]]] = {}
         for entry in listed.values():
             parent = listed.get(entry.ppid)
             if parent is None:
                 continue
-            own, its = program_of(entry.pid), program_of(parent.pid)
-            if own == its and (own or entry.comm == parent.comm):
-                forked.add(entry.identity)
+            own, its = name_of(entry.pid), name_of(parent.pid)
+            if own and own == its:
+                if entry.identity in self._before or (age_of or age)(entry.started) >= SETTLED:
+                    forked.add(entry.identity)
+                else:
+                    new[entry.identity] = its
                 continue
             command = command_of(entry.pid)
             # Waiting is no work: a shell's loop sleeps anew each time.
             if command and os.path.basename(command.split(" ", 1)[0]) != "sleep":
                 others.setdefault((entry.ppid, command), set()).add(entry.identity)
+        forked |= self._settled(new, name_of)
         if self._first is None:
             self._first = set(forked)
         self._born |= forked - self._first
@@ -159,6 +188,17 @@ class Workers:
             group["seen"] |= found
             group["looks"] += 1
             group["most"] = max(group["most"], len(found))
+
+    def _settled(
+        self, new: Mapping[tuple[int, int], str], name_of: Callable[[int], str]
+    ) -> set[tuple[int, int]]:
+        """Return those of *new* that execute their parent's program still, a moment later."""
+        if not new:
+            return set()
+        self._wait(MOMENT)
+        now = {identity: name_of(identity[0]) for identity in new}
+        self._brief |= {identity for identity, name in now.items() if not name}
+        return {identity for identity, name in now.items() if name == new[identity]}
 
     @property
     def count(self) -> int:
@@ -173,7 +213,8 @@ class Workers:
     @property
     def replaced(self) -> int:
         """How many ended and were replaced."""
-        forked = min(len(self._died), len(self._born))
+        brief = len(self._brief) if len(self._brief) >= OFTEN else 0
+        forked = min(len(self._died), len(self._born)) + brief
         others = sum(
             len(group["seen"]) - group["most"]
             for group in self._groups.values()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -140,14 +141,26 @@ def test_stop_leaves_no_child(tmp_path: Path) -> None:
     assert not job.unit.pid_file.exists()
 
 
+def handles(pid: int) -> set[str]:
+    """The files that a process holds open."""
+    found = set()
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return found
+
+
 def test_the_service_survives_its_starter(tmp_path: Path) -> None:
     """It leads a session of its own, and holds none of the starter's files."""
     job = member(tmp_path, "sleep 30")
     job.start()
     pid = job.status().pid
     assert pid is not None and os.getsid(pid) == pid != os.getsid(0)
-    handles = {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
-    assert handles == {"/dev/null", str(job.unit.log)}
+    # Until it executes its program it holds what its starter held.
+    deadline = time.monotonic() + 20
+    while handles(pid) != {"/dev/null", str(job.unit.log)} and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert handles(pid) == {"/dev/null", str(job.unit.log)}
     job.stop()
 
 

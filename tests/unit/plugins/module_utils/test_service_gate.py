@@ -237,6 +237,44 @@ def test_wrapper_that_starts_its_program_again_and_again(tmp_path):
         assert ask(service.check(), duration=3.0)["verdict"] == "pass"
 
 
+@pytest.mark.parametrize(
+    ("looks", "replaced", "gone"),
+    [
+        # A child of a shell between fork and exec: it is no worker.
+        (["", "E1", "E2 E3", "E4", ""], 0, False),
+        (["E1", "", "", ""], 0, False),
+        # One that ends before it is looked at again may have been such a child; many are workers that die at once.
+        (["", "G1", "G2", ""], 0, False),
+        (["", "G1", "G2", "G3"], 3, False),
+        # New workers that live are counted at once, also in the last look.
+        (["O1 O2", "O1 O2", "O1", "O1 N3"], 1, False),
+        (["O1 O2", "O1 O2", "O1", "O1"], 0, False),
+        (["N1 N2", "N1 N2", ""], 0, True),
+        (["O1", "O1 N2", "O1 N2"], 0, False),
+    ],
+)
+def test_what_counts_as_a_worker(looks, replaced, gone):
+    """Each look has children of a shell that execute its program: O is old, N new, E about to execute another, G about to go."""
+    later, names = [], {}
+    workers = proc_tree.Workers(wait=later.append)
+
+    def name_of(pid):
+        kind = names.get(pid, "O")
+        return "/bin/sh" if not later or kind in "ON" else {"E": "/bin/true", "G": ""}[kind]
+
+    def age_of(started):
+        return 60.0 if names[started] == "O" else 0.0
+
+    for look in looks:
+        names.clear()
+        names.update({100 + int(word[1:]): word[0] for word in look.split()})
+        later.clear()
+        tree = [proc_tree.Entry(99, 1, 99, 0, 0, 1, 1, "sh")]
+        tree += [proc_tree.Entry(pid, 99, 99, pid, 0, 1, 1, "sh") for pid in names]
+        workers.look(tree, name_of, lambda _pid: "sh", age_of)
+    assert (workers.replaced, workers.all_gone) == (replaced, gone)
+
+
 def test_ports_and_sockets(tmp_path, request):
     port, other = free_port(), free_port()
     with Running(tmp_path, port=port) as service, socket.create_server(("127.0.0.1", other)):
