@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
     decide,
     forecast,
+    forecast_lines,
     through_unproven,
     towards,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 
@@ -39,6 +42,9 @@ class ActionModule(ActionBase):
                 "consent": {"type": "bool", "default": False},
                 "to": {"type": "str", "default": ""},
                 "records": {"type": "list", "elements": "dict", "default": []},
+                "policy": {"type": "list", "elements": "dict", "default": []},
+                "cures": {"type": "list", "elements": "str", "default": []},
+                "watched": {"type": "bool", "default": False},
                 "forecast": {"type": "bool", "default": False},
                 "plan": {"type": "dict", "default": {}},
                 "target": {"type": "dict", "default": {}},
@@ -46,8 +52,20 @@ class ActionModule(ActionBase):
             }
         )
         result["changed"] = False
+        errors = check_policy(args["policy"], "policy")
+        if errors:
+            result.update(failed=True, msg="\n".join(errors))
+            return result
         if args["forecast"]:
-            result["forecast"] = forecast(args["plan"], args["target"] or None, args["backup"])
+            result["forecast"] = forecast(
+                args["plan"],
+                args["target"] or None,
+                args["backup"],
+                args["policy"],
+                args["cures"],
+                args["watched"],
+            )
+            Display().display("\n".join(forecast_lines(result["forecast"])))
             return result
         undone = args["record"]
         if args["to"]:
@@ -75,4 +93,6 @@ class ActionModule(ActionBase):
             failures=args["failures"],
             level=args["level"],
             consent=args["consent"],
+            policy=args["policy"],
+            cures=args["cures"],
         )

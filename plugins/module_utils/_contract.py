@@ -21,6 +21,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import 
 from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse_gates
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
+from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import check_balancer, check_batch
 from ansible_collections.runbook.deploy.plugins.module_utils._store_spec import check as check_store
@@ -151,6 +152,9 @@ VARIABLES: dict[str, Variable] = {
     "app_gate_environment": Variable("dict", {}, "Variables of app_code_gates.", secret=True),
     "app_flags": Variable("dict", {}, "Feature flags: store, flags, stages and all_off."),
     "app_flags_token": Variable("str", "", "Token for the service of the flags.", secret=True),
+    "app_rollback_policy": Variable(
+        "list", [], "Rows that decide which rollback a failure asks for, instead of the collection's own."
+    ),
     "app_watch": Variable("dict", {}, "After the switch: how long to watch, how often, what triggers."),
     "app_url": Variable("str", "", "Public address of the application."),
     "app_web_server": Variable("dict", {}, "What setup configures in front: {kind: nginx, listen: 80}."),
@@ -407,6 +411,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
             "as a list of words, or remove it."
         )
     errors += check_flags(values["app_flags"], [name for name in names if name])
+    errors += check_policy(values["app_rollback_policy"])
     for name, parse in PARSERS.items():
         try:
             parse(values[name], name)

@@ -16,10 +16,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._applied import (
     applied_since,
     worst,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._policy import DEFAULT, choose
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
-# From the least to the most; `flags` comes with feature flags, `none` is for failures that need nothing undone.
-LEVELS = ("none", "abandon", "code", "migrations", "restore", "stop")
+# Phases in which every host serves the new release already.
+AFTER_THE_SWITCH = ("smoke_test", "watch")
 
 
 def _names(migrations: Iterable[Migration]) -> str:
@@ -46,35 +47,20 @@ def host_is_new(state: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     return deployed(state.get("current") or {}) or any(deployed(service) for service in running)
 
 
-def decide(
-    *,
+def measure(
     record: Mapping[str, Any],
     states: Mapping[str, Mapping[str, Any] | None],
     primary: str,
-    failures: Sequence[Mapping[str, Any]] = (),
-    level: str = "",
-    consent: bool = False,
-) -> dict[str, Any]:
-    """Decide how to take a deployment back.
-
-    :param record: the record on the primary of the deployment to undo.
-    :param states: what each host answered (``deployment_state``), None for a host that did not.
-    :param primary: the name of the host that migrates.
-    :param failures: what failed, ``{host, phase, reason, unreachable}`` each; empty for a rollback by hand.
-    :param level: a level asked for by the operator, or "".
-    :param consent: the operator accepts that writes since the backup are lost.
-    :return: ``level``, ``reason``, ``revert`` (hosts that go back to the target), ``unknown`` (hosts that did not
-        answer), ``reverse`` (migrations to undo), ``code_first`` (they are undone when the old code serves),
-        ``without_consent`` (the level that nothing but consent stands against, or ""), ``target`` and ``commands``
-        for a person to go on with.
-    """
+    consent: bool,
+    flags: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (the facts that a policy judges, see ``_policy.FACTS``; what they were made from, in lists and words)."""
     unknown = sorted(host for host, state in states.items() if not state)
     reached = {host: state for host, state in states.items() if state}
-    target = record.get("previous") or None
+    target, plan = record.get("previous") or None, record.get("plan") or {}
     revert = sorted(host for host, state in reached.items() if host_is_new(state, record))
     before = record.get("applied_before")
-    plan = record.get("plan") or {}
-    now = reached.get(primary, {}).get("applied") if primary in reached else None
+    now = reached[primary].get("applied") if primary in reached else None
     began = migration_began(record)
     reverse: list[list[str]] = []
     doubt = ""
@@ -88,14 +74,83 @@ def decide(
     elif began and before is not None:
         # It is in the record before the first step: without it the phase ended before it applied anything.
         reverse = applied_since(now or [], before, plan)
-    answer: dict[str, Any] = {"revert": revert, "unknown": unknown, "reverse": [], "target": target}
+    half = [record["half_done"]] if record.get("half_done") else []
+    judged = [] if doubt else [*reverse, *half]
+    backup = record.get("backup") or {}
+    facts = {
+        "answering": "none" if not reached else "some" if unknown else "all",
+        "migrations": "unknown" if doubt else "partial" if half else "applied" if reverse else "none",
+        "serving": bool(revert),
+        "target": target is not None,
+        "traffic": bool(record.get("traffic_taken")),
+        **{key: worst(judged, plan, key) for key in ("compatible", "reversible", "destructive")},
+        "backup": bool(backup.get("id")) and not backup.get("empty"),
+        "consent": consent,
+        "hidden": bool(unknown) and switching_began(record),
+        "flags": flags and bool(revert) and not unknown and not half and not doubt,
+    }
+    found = {
+        "unknown": unknown,
+        "revert": revert,
+        "reverse": reverse,
+        "target": target,
+        "doubt": doubt,
+        "words": {
+            "names": _names(reverse) or "nothing",
+            "part": f"{_names(half)} failed, and part of it remains in the database",
+            "place": _place(revert),
+            "first": _first(revert, reverse),
+            "doubt": doubt[:1].upper() + doubt[1:],
+            "unknown": ", ".join(unknown),
+            "backup": backup.get("id"),
+            "untouched": _untouched(sorted(reached), unknown, target or {}),
+            **{key: facts[key] for key in ("compatible", "reversible", "destructive")},
+        },
+    }
+    return facts, found
+
+
+def decide(
+    *,
+    record: Mapping[str, Any],
+    states: Mapping[str, Mapping[str, Any] | None],
+    primary: str,
+    failures: Sequence[Mapping[str, Any]] = (),
+    level: str = "",
+    consent: bool = False,
+    policy: Sequence[Mapping[str, Any]] = (),
+    cures: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Decide how to take a deployment back.
+
+    :param record: the record on the primary of the deployment to undo.
+    :param states: what each host answered (``deployment_state``), None for a host that did not.
+    :param primary: the name of the host that migrates.
+    :param failures: what failed, ``{host, phase, reason, unreachable, checks}`` each; empty for a rollback by hand.
+    :param level: a level asked for by the operator, or "".
+    :param consent: the operator accepts that writes since the backup are lost.
+    :param policy: rows as those of ``_policy.DEFAULT``, which is taken where there are none.
+    :param cures: phases and checks whose failure is cured by switching all feature flags off.
+    :return: ``level``, ``rule`` (the row that chose it, "" for a level asked for), ``facts``, ``reason``, ``revert`` (hosts that go back
+        to the target), ``unknown`` (hosts that did not answer), ``reverse`` (migrations to undo), ``code_first`` (they are undone when
+        the old code serves), ``without_consent`` (the level that nothing but consent stands against, or ""), ``target`` and
+        ``commands`` for a person to go on with.
+    """
+    rows = policy or DEFAULT
+    facts, found = measure(record, states, primary, consent, cured(failures, cures))
+    unknown, revert, reverse, target = (found[key] for key in ("unknown", "revert", "reverse", "target"))
+    plan = record.get("plan") or {}
 
     def result(
-        chosen: str, reason: str, undo: Sequence[list[str]] = (), without_consent: str = ""
+        chosen: str, reason: str, undo: Sequence[list[str]] = (), without_consent: str = "", rule: str = ""
     ) -> dict[str, Any]:
         return {
-            **answer,
+            "revert": revert,
+            "unknown": unknown,
+            "target": target,
             "level": chosen,
+            "rule": rule,
+            "facts": facts,
             "reason": reason,
             "reverse": list(undo),
             # Old code that runs with what is applied goes first: no code ever meets a schema that lacks what it needs.
@@ -104,65 +159,39 @@ def decide(
             "commands": commands(chosen, record, target, unknown, primary),
         }
 
-    if level and doubt and level != "restore":
-        return result("stop", f"rollback_level={level} was asked for, but {doubt}.")
+    if level and found["doubt"] and level != "restore":
+        return result("stop", f"rollback_level={level} was asked for, but {found['doubt']}.")
     if level:
         return _asked(level, result, record, reverse, revert, consent)
-    if not reached:
-        return result(
-            "stop",
-            f"No host answers ({', '.join(unknown)}): nobody knows what is live, and a person has to look.",
-        )
-    if doubt:
-        return result("stop", f"{doubt[0].upper()}{doubt[1:]}: a person has to look.")
-    half = record.get("half_done")
-    if half:
-        return _half_done(result, record, plan, [half])
-    if not revert and not reverse:
-        unproven = (target or {}).get("proven") is False
-        return result(
-            "abandon",
-            f"Nothing live was changed; what serves, of deployment {(target or {}).get('deployment')}, was never proved, and is left as "
-            "it is."
-            if unproven and not unknown
-            else f"Nothing live was changed on {', '.join(sorted(reached))}, and what {', '.join(unknown)} serves is unknown."
-            if unknown
-            else "Nothing live was changed: no host serves the new release and no migration was applied.",
-        )
-    if target is None:
-        return result("abandon", _first(revert, reverse))
-    if not reverse:
-        return result("code", f"No migration was applied: {_place(revert)} the release before.")
-    if unknown and worst(reverse, plan, "compatible") != "yes" and switching_began(record):
-        return result(
-            "stop",
-            f"{', '.join(unknown)} may serve the new release, which needs {_names(reverse)}, and the release before is not "
-            "proved to run with that: a person has to look at that host first.",
-        )
-    return _with_migrations(result, record, reverse, plan, revert, consent)
+    row, refused = choose(rows, facts)
+    chosen = row["level"]
+    reason = f"{refused}." if refused else (row.get("because") or row["name"]).format_map(found["words"])
+    without_consent = ""
+    if chosen == "stop" and not consent:
+        agreed = choose(rows, {**facts, "consent": True})[0]["level"]
+        without_consent = agreed if agreed == "restore" else ""
+    return result(chosen, reason, reverse if chosen == "migrations" else (), without_consent, row["name"])
 
 
-def _half_done(
-    result: Any, record: Mapping[str, Any], plan: Mapping[str, Any], half: list[list[str]]
-) -> dict[str, Any]:
-    """Choose the level where a migration failed and part of it remains: nothing takes back a part of a migration."""
-    part = f"{_names(half)} failed, and part of it remains in the database"
-    if not record.get("previous"):
-        return result(
-            "abandon", f"Nothing served before; {part}: complete or undo it before the next attempt."
-        )
-    if worst(half, plan, "compatible") == "yes":
-        return result(
-            "stop",
-            f"{part}; the old code runs with that: a person has to complete or undo it before the next deployment.",
-        )
-    backup = record.get("backup") or {}
-    if backup.get("id") and not backup.get("empty") and not record.get("traffic_taken"):
-        return result(
-            "restore",
-            f"{part}, with which the old code is not proved to run: backup {backup['id']} is restored, if that loses no writes.",
-        )
-    return result("stop", f"{part}, with which the old code is not proved to run: a person has to decide.")
+def cured(failures: Sequence[Mapping[str, Any]], cures: Sequence[str]) -> bool:
+    """Say whether everything that failed is cured by switching all features off: each phase, or each check of it, is in *cures*."""
+
+    def is_cured(failure: Mapping[str, Any]) -> bool:
+        if failure.get("unreachable") or failure.get("phase") not in AFTER_THE_SWITCH:
+            return False
+        checks = failure.get("checks") or []
+        return failure["phase"] in cures or (bool(checks) and set(checks) <= set(cures))
+
+    return bool(failures) and all(is_cured(failure) for failure in failures)
+
+
+def _untouched(reached: Sequence[str], unknown: Sequence[str], target: Mapping[str, Any]) -> str:
+    """Return why a deployment that changed nothing live is abandoned."""
+    if unknown:
+        return f"Nothing live was changed on {', '.join(reached)}, and what {', '.join(unknown)} serves is unknown."
+    if target.get("proven") is False:
+        return f"Nothing live was changed; what serves, of deployment {target.get('deployment')}, was never proved, and is left as it is."
+    return "Nothing live was changed: no host serves the new release and no migration was applied."
 
 
 def _first(revert: Sequence[str], reverse: Sequence[Migration]) -> str:
@@ -177,55 +206,6 @@ def _place(revert: Sequence[str]) -> str:
     if not revert:
         return "the hosts still serve"
     return f"{', '.join(revert)} {'goes' if len(revert) == 1 else 'go'} back to"
-
-
-def _with_migrations(
-    result: Any,
-    record: Mapping[str, Any],
-    reverse: list[list[str]],
-    plan: Mapping[str, Any],
-    revert: Sequence[str],
-    consent: bool,
-) -> dict[str, Any]:
-    """Choose the least level for a deployment whose migrations are applied."""
-    names = _names(reverse)
-    compatible = worst(reverse, plan, "compatible")
-    reversible = worst(reverse, plan, "reversible")
-    destructive = worst(reverse, plan, "destructive")
-    lossless = reversible == "yes" and destructive == "no"
-    if lossless and not revert and not record.get("traffic_taken"):
-        # Nobody can have written to what is removed, and the next version meets the schema it was made for.
-        return result(
-            "migrations",
-            f"The new release never took traffic, and {names} can be reversed without loss: the database goes back to where it was.",
-            reverse,
-        )
-    if compatible == "yes":
-        return result(
-            "code",
-            f"The old code runs with what was applied ({names}): {_place(revert)} the release before, the schema stays.",
-        )
-    if lossless:
-        return result(
-            "migrations",
-            f"The old code is not proved to run with {names} (compatible: {compatible}), and each can be reversed: they are undone, then the code.",
-            reverse,
-        )
-    why = f"{names} cannot be left (compatible: {compatible}) and cannot be reversed without loss (reversible: {reversible}, destructive: {destructive})"
-    backup = record.get("backup") or {}
-    if not backup.get("id") or backup.get("empty"):
-        return result("stop", f"{why}, and there is no backup to restore: a person has to decide.")
-    if consent or not record.get("traffic_taken"):
-        # Until the new release took traffic the old one served: what it wrote is counted again by the restore itself.
-        return result(
-            "restore",
-            f"{why}: backup {backup['id']} is restored, if that loses no writes or their loss was accepted.",
-        )
-    return result(
-        "stop",
-        f"{why}, and a restore of backup {backup['id']} would lose what was written since: accept that with -e rollback_consent=true, or repair by hand.",
-        without_consent="restore",
-    )
 
 
 def _asked(
@@ -440,11 +420,19 @@ def _named(record: Mapping[str, Any], to: str) -> bool:
     )
 
 
-def forecast(plan: Mapping[str, Any], target: Mapping[str, Any] | None, backup: bool) -> list[dict[str, str]]:
+def forecast(
+    plan: Mapping[str, Any],
+    target: Mapping[str, Any] | None,
+    backup: bool,
+    policy: Sequence[Mapping[str, Any]] = (),
+    cures: Sequence[str] = (),
+    watched: bool = False,
+) -> list[dict[str, str]]:
     """Say before the deployment what would happen if a phase failed.
 
     :param plan: the migration plan; *target*: the release to go back to, or None; *backup*: whether there will be one.
-    :return: ``{phase, level, reason}`` for each phase that can fail after the gates.
+    :param policy: see :func:`decide`; *cures*: likewise; *watched*: whether the deployment watches after its smoke test.
+    :return: ``{phase, level, rule, reason}`` for each phase that can fail after the gates.
     """
     pending = [[m["app"], m["name"]] for m in plan.get("migrations", [])]
     applied = {
@@ -462,23 +450,38 @@ def forecast(plan: Mapping[str, Any], target: Mapping[str, Any] | None, backup: 
         {
             "phase": "release to collectstatic",
             "level": "abandon",
+            "rule": "",
             "reason": "Nothing live is changed by then.",
         }
     ]
-    for phase, states, traffic in (
-        ("migrate", quiet, None),
-        ("restart", quiet, None),
-        ("smoke_test", live, "yes"),
-    ):
+    after = [(phase, live, "yes") for phase in AFTER_THE_SWITCH if watched or phase != "watch"]
+    for phase, states, traffic in (("migrate", quiet, None), ("restart", quiet, None), *after):
         if not pending and phase == "migrate":
             rows.append(
                 {
                     "phase": phase,
                     "level": "abandon",
+                    "rule": "",
                     "reason": "No migration is pending, so there is nothing to undo.",
                 }
             )
             continue
-        answer = decide(record={**applied, "traffic_taken": traffic}, states=states, primary="primary")
-        rows.append({"phase": phase, "level": answer["level"], "reason": answer["reason"]})
+        answer = decide(
+            record={**applied, "traffic_taken": traffic},
+            states=states,
+            primary="primary",
+            failures=[{"phase": phase}],
+            policy=policy,
+            cures=cures,
+        )
+        rows.append({"phase": phase, **{key: answer[key] for key in ("level", "rule", "reason")}})
     return rows
+
+
+def forecast_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a person reads of :func:`forecast` before the first phase that changes something live."""
+    width = max(len(row["phase"]) for row in rows)
+    return [
+        "the way back, decided before anything is live:",
+        *(f"  if {row['phase']:<{width}} fails: {row['level']}: {row['reason']}" for row in rows),
+    ]

@@ -40,7 +40,7 @@ NEEDED = {
     "sql": ("table", "name_column", "value_column"),
     "http": ("url", "show"),
 }
-FLAGS_KEYS = ("store", "flags", "stages", "all_off")
+FLAGS_KEYS = ("store", "flags", "stages", "all_off", "cures")
 OFF = "false"
 # A flag's name becomes a word of a command and a part of an address: no dash in front, nothing that needs quoting.
 NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}$")
@@ -101,6 +101,11 @@ def parse_flags(given: Mapping[str, Any], where: str = "app_flags") -> Flags | N
         if list(names).count(name) > 1:
             raise Problem(f"{where}.flags names {name!r} twice.")
     off = text_of(given.get("all_off", OFF), f"{where}.all_off")
+    cures = given.get("cures", [])
+    if not isinstance(cures, (list, tuple)) or any(not isinstance(one, str) or not one for one in cures):
+        raise Problem(
+            f"{where}.cures must be a list of phases (smoke_test, watch) and of names of checks, found {cures!r}."
+        )
     stages = parse_stages(given.get("stages") or {}, names, off, f"{where}.stages")
     return Flags(store, tuple(names), stages, off)
 

@@ -100,6 +100,7 @@ def new_record(
         "heads_after": {},
         "plan": {},
         "backup": {},
+        "forecast": [],
         "traffic_taken": None,
         "phases": [],
         "failures": [],
@@ -396,6 +397,9 @@ class Journal:
         if found.get("verdict") is not None:
             # The primary, which finishes last, goes on: the fleet is taken back, this host with it.
             found.update(verdict=None, finished=None)
+        if self.record.get("forecast"):
+            # Made on the controller; it comes with the next phase, so that a run that dies has told its way back.
+            found["forecast"] = plain(self.record["forecast"])
         return found
 
     def update(self, **fields: Any) -> None:

@@ -13,9 +13,9 @@ author:
   - The runbook.deploy authors (@runbook-deploy)
 description:
   - Chooses the least rollback that helps, from the record of the deployment and from what the hosts answered.
-  - The levels are V(abandon) (nothing live was changed), V(code) (the release before runs with the new schema), V(migrations)
-    (migrations are reversed with the new release's code, then the code), V(restore) (from the verified backup) and V(stop)
-    (a person has to decide).
+  - The levels are V(abandon) (nothing live was changed), V(flags) (all feature flags off, the release stays), V(code) (the release before
+    runs with the new schema), V(migrations) (migrations are reversed with the new release's code, then the code), V(restore) (from the
+    verified backup) and V(stop) (a person has to decide).
   - The old code runs with the new schema only where every applied migration is proved compatible; what is not proved is not.
   - Runs on the controller and contacts no host.
 attributes:
@@ -66,6 +66,23 @@ options:
     type: list
     elements: dict
     default: []
+  policy:
+    description:
+      - Rows of C(name), C(when), C(level) and C(because); the first whose conditions all hold decides. Empty for the collection's own,
+        which stands in the defaults of the role P(runbook.deploy.rollback#role).
+      - A row that would do harm is refused, as V(stop) with the reason, whatever it says.
+    type: list
+    elements: dict
+    default: []
+  cures:
+    description: Phases, and names of checks, whose failure is cured by switching all feature flags off (C(app_flags.cures)).
+    type: list
+    elements: str
+    default: []
+  watched:
+    description: For O(forecast), whether the deployment watches after its smoke test.
+    type: bool
+    default: false
   forecast:
     description: Instead of deciding, say what would happen if each later phase failed.
     type: bool
@@ -103,6 +120,13 @@ plan:
       description: The level.
       type: str
       sample: code
+    rule:
+      description: The name of the row that chose it; empty for a level that was asked for.
+      type: str
+      sample: the old code runs with it
+    facts:
+      description: What the conditions were held against.
+      type: dict
     reason:
       description: Why it is the least that helps.
       type: str
@@ -140,5 +164,5 @@ forecast:
   returned: when O(forecast=true)
   type: list
   elements: dict
-  sample: [{phase: smoke_test, level: code, reason: No migration was applied.}]
+  sample: [{phase: smoke_test, level: code, rule: no migration, reason: No migration was applied.}]
 """

@@ -13,12 +13,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._applied import (
     worst,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
-    LEVELS,
     decide,
     forecast,
     through_unproven,
     towards,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._policy import LEVELS
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 TARGET = {"release": "old", "deployment": "20260101T000000-0000", "commit": "a" * 40, "version": "v1"}
