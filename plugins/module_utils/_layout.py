@@ -48,6 +48,8 @@ class Layout:
         self.lock = self.root / "deployment.lock"
         self.scratch = self.root / "scratch"
         self.tools = self.root / "tools"
+        # The web server reads it, and its workers are another user's.
+        self.maintenance = self.root / "maintenance"
         # There from before the first migration until migrate_initial_command has run to its end.
         self.initial_command = self.shared / ".initial-command.pending"
 

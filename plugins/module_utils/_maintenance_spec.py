@@ -1,0 +1,171 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ``app_maintenance`` may say, and whether a plan of migrations needs a maintenance page.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+WHEN = ("never", "migrations", "always")
+# Of these nothing has a meaning to nginx, in a pattern or between quotes, but for the dot.
+PATH = re.compile(r"^/[A-Za-z0-9._~/-]*$")
+# What may stand in a file of nginx: no space, quote, brace, semicolon or variable.
+FILE = re.compile(r"^/[A-Za-z0-9._~/@+:-]+$")
+TEXT, NUMBER, WORDS, PATHS, NETWORKS = (
+    "a text",
+    "a whole number of at least 1",
+    "a list of words",
+    "a list of paths such as /api/",
+    "a list of addresses or networks such as 10.0.0.0/8",
+)
+COMMON = {
+    "expires": NUMBER,
+    "retry_after": NUMBER,
+    "verify_timeout": NUMBER,
+    "probe": TEXT,
+    "probe_host": TEXT,
+}
+KINDS: dict[str, dict[str, str]] = {
+    "nginx": {
+        **COMMON,
+        "allow": NETWORKS,
+        "trusted_proxies": NETWORKS,
+        "open": PATHS,
+        "json": PATHS,
+        "webhooks": PATHS,
+        "page": TEXT,
+        "http_file": TEXT,
+        "server_file": TEXT,
+        "nginx": WORDS,
+        "pid_file": TEXT,
+    },
+    "file": {**COMMON, "path": TEXT},
+    "command": {**COMMON, "command_on": WORDS, "command_off": WORDS},
+}
+NEEDED = {"nginx": (), "file": ("path",), "command": ("command_on", "command_off")}
+# A day: a page that nobody takes away for longer is no maintenance.
+LONGEST = 86400
+# Under these locks the site waits: of PostgreSQL and of SQLite's copy of a table (_locks.py).
+WAITED_FOR = ("ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE", "EXCLUSIVE", "write")
+# Seconds for which a site may hang on such a lock before a page is kinder.
+LONG = 5.0
+
+
+def networks(items: Sequence[Any], where: str) -> tuple[list[Any], list[str]]:
+    """Return *items* as networks, and a sentence for each that is none."""
+    found, errors = [], []
+    for item in items:
+        try:
+            found.append(ipaddress.ip_network(str(item), strict=True))
+        except ValueError as error:
+            errors.append(
+                f"{where} has {item!r}, which is no address or network ({error}): write it as 10.0.0.1 or 10.0.0.0/8."
+            )
+    return found, errors
+
+
+def _fits(value: Any, wanted: str) -> bool:
+    if wanted == NUMBER:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if wanted == TEXT:
+        return isinstance(value, str)
+    if not isinstance(value, (list, tuple)):
+        return False
+    if wanted == PATHS:
+        return all(isinstance(word, str) and PATH.match(word) for word in value)
+    return all(isinstance(word, str) and word for word in value) and (wanted != WORDS or bool(value))
+
+
+def check(value: Mapping[str, Any], url: str = "", listen: str = "") -> list[str]:
+    """Return what is wrong with ``app_maintenance``, a sentence each; nothing where it is empty.
+
+    :param url: ``app_url``, which smoke tests ask during the maintenance; :param listen: of ``app_web_server``.
+    """
+    if not value:
+        return []
+    kind = value.get("kind")
+    if kind not in KINDS:
+        return [f"app_maintenance.kind is {kind!r}, expected one of {', '.join(KINDS)}."]
+    known = KINDS[str(kind)]
+    errors = []
+    for key, found in value.items():
+        if key in ("kind", "when"):
+            continue
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            errors.append(f"app_maintenance.{key} is not known for kind {kind}: {hint}")
+        elif not _fits(found, known[key]):
+            errors.append(f"app_maintenance.{key} must be {known[key]}, found {found!r}.")
+    errors += [
+        f"app_maintenance has no {key}, which kind {kind} needs: add it."
+        for key in NEEDED[str(kind)]
+        if not value.get(key)
+    ]
+    if errors:
+        return errors
+    return _check_values(value, url, listen)
+
+
+def _check_values(value: Mapping[str, Any], url: str, listen: str) -> list[str]:
+    errors = []
+    for key in ("allow", "trusted_proxies"):
+        errors += networks(value.get(key) or [], f"app_maintenance.{key}")[1]
+    if value.get("expires", 1) > LONGEST:
+        errors.append(
+            f"app_maintenance.expires is {value['expires']}, expected at most {LONGEST} seconds: longer pages are put on again."
+        )
+    for key in ("path", "http_file", "server_file"):
+        if value.get(key) and not FILE.match(value[key]):
+            errors.append(
+                f"app_maintenance.{key} is {value[key]!r}, expected an absolute path of letters, digits and ._~/@+:-."
+            )
+    probe = value.get("probe", "")
+    if probe and (urlsplit(probe).scheme not in ("http", "https") or not urlsplit(probe).hostname):
+        errors.append(
+            f"app_maintenance.probe is {probe!r}, expected an address that each host asks itself, such as http://127.0.0.1/."
+        )
+    if value["kind"] == "nginx" and not probe and listen and not listen.isdigit():
+        errors.append(
+            f"app_maintenance has no probe, and app_web_server.listen is {listen!r}, from which it cannot be told: give the address at which "
+            "each host reaches its own web server, such as https://127.0.0.1/."
+        )
+    if value["kind"] == "nginx" and url and not value.get("allow") and value.get("when") != "never":
+        errors.append(
+            "app_maintenance.allow is empty, so the smoke tests through app_url would get the page as everybody does: name the address that the "
+            "controller has for the web server, or set app_maintenance_when to never."
+        )
+    return errors
+
+
+def wanted(when: str, plan: Mapping[str, Any] | None, first: bool = False) -> str:
+    """Return why a deployment has to put the maintenance page on, "" where it has not.
+
+    :param when: ``app_maintenance_when``; :param plan: the pending migrations as *verify* judged them.
+    :param first: nothing served before, so there is nobody to tell.
+    """
+    if first or when not in WHEN or when == "never":
+        return ""
+    if when == "always":
+        return "app_maintenance_when is always"
+    for migration in (plan or {}).get("migrations") or []:
+        name = f"{migration.get('app')}.{migration.get('name')}"
+        if migration.get("compatible") != "yes":
+            return f"the old code is not proved to run after {name}"
+        seconds = (migration.get("rehearsed") or {}).get("forward_seconds") or 0.0
+        for lock in migration.get("locks") or []:
+            # SQLite has one lock for all writers, and how long a copy takes is known from the rehearsal alone.
+            if lock.get("lock") == "write":
+                return f"{name} copies the table {lock.get('table')}, and every writer of the database waits meanwhile"
+            if lock.get("lock") in WAITED_FOR and seconds >= LONG:
+                return f"{name} took {seconds:.0f} s on the copy, and holds {lock['lock']} on {lock.get('table') or 'a table'}"
+    return ""
