@@ -40,3 +40,11 @@ if ! "$directory/bin/uv" pip install -q --python "$directory/bin/python" -r "$re
     echo "venv: uv could not install $requirements; trying pip" >&2
     "$directory/bin/python" -m pip install -q --disable-pip-version-check -r "$requirements"
 fi
+
+# uv compiles nothing, and what starts an interpreter anew for each test (Django's manage.py, Alembic, ansible-playbook) must
+# not write bytecode into an application's environment, or is told so by PYTHONDONTWRITEBYTECODE: each start would compile
+# all that it imports, which is more than half of its time. Left out is what is large and imported seldom.
+seldom='ansible_collections|ansible_test|cfnlint|graphql|hypothesis|moto|mpmath|networkx|numpy|pip|pkg_resources|pygments|setuptools|sympy'
+packages=$("$directory/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+"$directory/bin/python" -m compileall -q -j 0 -x "site-packages/($seldom)/|/tests?/" "$packages" ||
+    echo "venv: some packages could not be compiled; they work, but start slowly" >&2
