@@ -193,14 +193,7 @@ def _tell_locks(context: Any, step: Any, session: Any) -> None:
     def migrate(**named: Any) -> None:
         original(**named)
         rehearse = _part("rehearse")
-        strongest: dict[str, str] = {}
-        for schema, name, mode in session.query(rehearse.SQL_LOCKS):
-            table = name if schema == "public" else f"{schema}.{name}"
-            if mode not in rehearse.ORDINARY and mode in rehearse.MODES:
-                strongest[table] = max(
-                    strongest.get(table, rehearse.MODES[0]), mode, key=rehearse.MODES.index
-                )
-        locks = [{"table": table, "lock": mode} for table, mode in sorted(strongest.items())]
+        locks = rehearse.strongest(session.query(f"{rehearse.SQL_LOCKS} AND l.pid = pg_backend_pid()"))
         context.emit(event="locks", locks=locks)
 
     step.migration_fn = migrate

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Weakest first (https://www.postgresql.org/docs/current/explicit-locking.html, table-level lock modes). The first
@@ -30,8 +31,8 @@ MODES = (
 )
 ORDINARY = MODES[:3]
 SQL_LOCKS = (
-    "SELECT n.nspname, c.relname, l.mode FROM pg_locks l JOIN pg_class c ON c.oid = l.relation "
-    "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE l.pid = pg_backend_pid() AND l.granted "
+    "SELECT n.nspname AS place, c.relname AS name, l.mode AS mode FROM pg_locks l JOIN pg_class c ON c.oid = l.relation "
+    "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE l.granted "
     "AND c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
 )
 
@@ -100,15 +101,21 @@ def tell_locks(context: Any) -> dict[str, Any]:
 
 def _locks(connection: Any) -> list[dict[str, str]]:
     with connection.cursor() as cursor:
-        cursor.execute(SQL_LOCKS)
-        rows = cursor.fetchall()
-    strongest: dict[str, str] = {}
+        cursor.execute(f"{SQL_LOCKS} AND l.pid = pg_backend_pid()")
+        return strongest(cursor.fetchall())
+
+
+def strongest(rows: Iterable[Sequence[str]]) -> list[dict[str, str]]:
+    """Return the strongest lock of each table as ``[{table, lock}]``, without those that keep nobody waiting.
+
+    :param rows: schema, name and mode, the columns of ``SQL_LOCKS``.
+    """
+    found: dict[str, str] = {}
     for schema, name, mode in rows:
         table = name if schema == "public" else f"{schema}.{name}"
         if mode not in ORDINARY and mode in MODES:
-            known = strongest.get(table, MODES[0])
-            strongest[table] = max(known, mode, key=MODES.index)
-    return [{"table": table, "lock": mode} for table, mode in sorted(strongest.items())]
+            found[table] = max(found.get(table, mode), mode, key=MODES.index)
+    return [{"table": table, "lock": mode} for table, mode in sorted(found.items())]
 
 
 OPERATIONS = {"isolate": isolate, "tell_locks": tell_locks}

@@ -12,38 +12,21 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._agent_rehearse import MODES, ORDINARY
+from ansible_collections.runbook.deploy.plugins.module_utils._agent_rehearse import SQL_LOCKS
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # Seconds between two looks.
 INTERVAL = 0.05
 SQL = (
-    "SELECT CASE n.nspname WHEN 'public' THEN c.relname ELSE n.nspname || '.' || c.relname END AS name, l.mode AS mode "
-    "FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace "
-    "WHERE l.pid <> pg_backend_pid() AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-    "AND c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
+    f"{SQL_LOCKS} AND l.pid <> pg_backend_pid() "
+    "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
 
-def strongest(known: Iterable[dict[str, str]], seen: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the strongest lock of each table in *known* and *seen*, both ``[{table, lock}]``, without those that keep nobody waiting.
-
-    >>> strongest([{"table": "a", "lock": "ShareLock"}], [{"table": "a", "lock": "AccessExclusiveLock"}])
-    [{'table': 'a', 'lock': 'AccessExclusiveLock'}]
-    """
-    found: dict[str, str] = {}
-    for entry in [*known, *seen]:
-        table, mode = entry["table"], entry["lock"]
-        if mode in MODES and mode not in ORDINARY:
-            found[table] = max(found.get(table, mode), mode, key=MODES.index)
-    return [{"table": table, "lock": mode} for table, mode in sorted(found.items())]
-
-
 class LockSampler:
-    """A context in which the database *name* is looked at; ``seen`` holds ``[{table, lock}]`` afterwards.
+    """A context in which the database *name* is looked at; ``seen`` holds the rows of ``SQL_LOCKS`` afterwards.
 
     :param client: as ``_postgresql_client.Client``. A session that cannot be had, or is lost, is no reason to end anything.
     """
@@ -51,7 +34,7 @@ class LockSampler:
     def __init__(self, client: Any, name: str) -> None:
         self.client = client
         self.name = name
-        self.seen: list[dict[str, str]] = []
+        self.seen: set[tuple[str, ...]] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -68,9 +51,7 @@ class LockSampler:
             with self.client.session(self.name) as session:
                 while not self._over.is_set():
                     rows = session.rows(SQL)
-                    self.seen = strongest(
-                        self.seen, [{"table": row["name"], "lock": row["mode"]} for row in rows]
-                    )
+                    self.seen |= {(row["place"], row["name"], row["mode"]) for row in rows}
                     self._over.wait(INTERVAL)
         except Problem:
             return

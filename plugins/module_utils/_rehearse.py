@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._agent import Agent, AgentProblem
+from ansible_collections.runbook.deploy.plugins.module_utils._agent_rehearse import strongest
 from ansible_collections.runbook.deploy.plugins.module_utils._compare import differences
 from ansible_collections.runbook.deploy.plugins.module_utils._database import Engine
-from ansible_collections.runbook.deploy.plugins.module_utils._lock_sampler import LockSampler, strongest
+from ansible_collections.runbook.deploy.plugins.module_utils._lock_sampler import LockSampler
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import NO, UNKNOWN, YES, overall
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -134,7 +135,8 @@ class Rehearsal:
                 with self._watched(migration) as sampler:
                     seen = self._forward(key, sum(entry["forward_seconds"] for entry in found.values()))
                 if sampler is not None:
-                    seen["locks"] = strongest(seen["locks"], sampler.seen)
+                    told = {("public", entry["table"], entry["lock"]) for entry in seen["locks"]}
+                    seen["locks"] = strongest(told | sampler.seen)
             except NeedsNetwork as needs:
                 # What it left of itself is unknown, so nothing is compared any more.
                 ended, stages = [str(needs)], []
