@@ -36,6 +36,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import (
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     Layout,
     fsync_directory,
+    lock_within,
     read_json,
     remove_tree,
     write_json,
@@ -173,25 +174,17 @@ def backups_locked(layout: Layout, wait: float = LOCK_WAIT) -> Iterator[None]:
 
     :param wait: seconds to wait for another; the kernel frees the lock of one that was killed.
     """
-    if not layout.root.is_dir():
-        raise Problem(
-            f"app_root {str(layout.root)!r} does not exist on this host: run playbooks/setup.yml first."
-        )
+    layout.require_root()
     layout.backups.mkdir(mode=0o700, exist_ok=True)
     handle = os.open(layout.backups / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise Problem(
-                        f"Another backup or restore has been working in {layout.backups} for {wait:g} s: wait until it "
-                        f"has ended, and find it with 'fuser {layout.backups / LOCK}'."
-                    ) from error
-                time.sleep(0.1)
+        try:
+            lock_within(handle, wait)
+        except TimeoutError as error:
+            raise Problem(
+                f"Another backup or restore has been working in {layout.backups} for {wait:g} s: wait until it "
+                f"has ended, and find it with 'fuser {layout.backups / LOCK}'."
+            ) from error
         for leftover in layout.backups.glob(f"{PARTIAL}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         remove_abandoned(layout.scratch)

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     Layout,
     fsync_directory,
+    lock_within,
     open_regular,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -119,10 +118,7 @@ def held_history(layout: Layout, timeout: float) -> Iterator[History]:
     :raises Problem: when that has not ended by then, or the file cannot be made.
     """
     path = history_file(layout)
-    if not layout.root.is_dir():
-        raise Problem(
-            f"app_root {str(layout.root)!r} does not exist on this host: run playbooks/setup.yml first."
-        )
+    layout.require_root()
     try:
         layout.deployments.mkdir(mode=0o750, exist_ok=True)
         new = not path.exists()
@@ -135,18 +131,13 @@ def held_history(layout: Layout, timeout: float) -> Iterator[History]:
             "correct that, then switch again."
         ) from error
     try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise Problem(
-                        f"Another switch of flags has held {str(path)!r} for {timeout:g} s: see who it is with "
-                        f"fuser -v {path}, and switch again when it has ended."
-                    ) from error
-                time.sleep(0.05)
+        try:
+            lock_within(handle, timeout)
+        except TimeoutError as error:
+            raise Problem(
+                f"Another switch of flags has held {str(path)!r} for {timeout:g} s: see who it is with "
+                f"fuser -v {path}, and switch again when it has ended."
+            ) from error
         yield History(path, handle)
     finally:
         os.close(handle)

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
 # sun_path of Linux has 108 bytes, the last one for NUL (unix(7)).
 SOCKET_PATH_LIMIT = 107
 DEPLOYMENT_ID = re.compile(r"^\d{8}T\d{6}-[0-9a-f]{4}$")
@@ -60,6 +62,16 @@ class Layout:
     def environment(self, digest: str) -> Path:
         """Return the directory of the Python environment with this hash."""
         return self.environments / digest
+
+    def require_root(self) -> None:
+        """Refuse a host that was never set up.
+
+        :raises Problem: where ``app_root`` is not there.
+        """
+        if not self.root.is_dir():
+            raise Problem(
+                f"app_root {str(self.root)!r} does not exist on this host: run playbooks/setup.yml first."
+            )
 
     def record(self, deployment: str) -> Path:
         """Return the file of the record of *deployment*."""
@@ -192,6 +204,23 @@ def current_release(layout: Layout) -> str | None:
         return Path(os.readlink(layout.current)).name
     except (FileNotFoundError, OSError):
         return None
+
+
+def lock_within(handle: int, timeout: float, interval: float = 0.05) -> None:
+    """Take the kernel's lock of the open file *handle*, trying again every *interval* seconds.
+
+    :raises TimeoutError: when somebody else has it for longer than *timeout* seconds.
+    :raises OSError: where the file system has no such locks.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"locked for {timeout:g} s") from None
+        time.sleep(interval)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -28,6 +27,7 @@ from typing import Any
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     Layout,
     fsync_directory,
+    lock_within,
     read_json,
     write_json,
 )
@@ -166,20 +166,16 @@ def serialised(layout: Layout) -> Iterator[None]:
             "taken there: run playbooks/setup.yml first."
         ) from error
     try:
-        deadline = time.monotonic() + FLOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise Problem(
-                        f"Another process has kept {str(layout.root)!r} locked for {FLOCK_SECONDS:g} s, where "
-                        f"milliseconds are expected: see who has it open with fuser -v {layout.root}."
-                    ) from error
-                time.sleep(0.02)
-            except OSError:
-                break
+        try:
+            lock_within(handle, FLOCK_SECONDS, 0.02)
+        except TimeoutError as error:
+            raise Problem(
+                f"Another process has kept {str(layout.root)!r} locked for {FLOCK_SECONDS:g} s, where "
+                f"milliseconds are expected: see who has it open with fuser -v {layout.root}."
+            ) from error
+        except OSError:
+            # Without such locks the renames decide.
+            pass
         yield
     finally:
         os.close(handle)

@@ -369,10 +369,7 @@ class Journal:
                 "the deployment again."
             ) from error
         if found is None:
-            if not self.layout.root.is_dir():
-                raise Problem(
-                    f"app_root {str(self.layout.root)!r} does not exist on this host: run playbooks/setup.yml first."
-                )
+            self.layout.require_root()
             found = new_record(
                 deployment=self.record["id"],
                 token=self.record["token"],

@@ -185,10 +185,7 @@ def build(layout: Layout, wanted: Wanted) -> Outcome:
     read_only = owns_both(wanted.user)
     interpreter = ask_interpreter(wanted.python)
     outcome.changed = True
-    if not layout.root.is_dir():
-        raise Problem(
-            f"app_root {str(layout.root)!r} does not exist on this host: run playbooks/setup.yml first."
-        )
+    layout.require_root()
     # The directories are for the application too, whatever the one who deploys has set for his own files.
     umask = os.umask(0o022)
     try:

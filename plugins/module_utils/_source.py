@@ -115,10 +115,8 @@ def resolve(
         if check_mode:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-check-"))
             git_dir = Path(temporary) / "repository.git"
-        elif not layout.root.is_dir():
-            raise Problem(
-                f"app_root {str(layout.root)!r} does not exist on this host: run playbooks/setup.yml first."
-            )
+        else:
+            layout.require_root()
         borrow = layout.mirror if check_mode else None
         fetch(git_dir, access, timeout, borrow=borrow)
         commit, note = find_commit(git_dir, version, redact_url(repository), access, timeout)

@@ -71,10 +71,7 @@ def provide(
     path = environment_of(layout, ask_interpreter(python))
     if is_built(path):
         return path, False
-    if not layout.root.is_dir():
-        raise Problem(
-            f"app_root {str(layout.root)!r} does not exist on this host: run playbooks/setup.yml first."
-        )
+    layout.require_root()
     try:
         ensure_environment(
             layout,
