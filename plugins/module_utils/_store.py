@@ -97,16 +97,27 @@ class Copies(NamedTuple):
         return None if text["text"] is None else read_stored(text["text"], name)
 
 
+def proved(copies: Copies, key: str, found: Mapping[str, Any], begun: float) -> dict[str, Any]:
+    """Return what a manifest says of a copy that was compared: ``{location, endpoint, size, sha256, verified_at, seconds}``.
+
+    :param found: size and sha256 of what came back; :param begun: when that began, as ``time.monotonic`` says.
+    """
+    return {
+        "location": location(copies.settings, key),
+        "endpoint": copies.settings.endpoint,
+        **found,
+        "verified_at": timestamp(),
+        "seconds": round(time.monotonic() - begun, 3),
+    }
+
+
 @contextlib.contextmanager
 def copying(layout: Layout) -> Iterator[None]:
     """Be the only one on this host who changes what is in the store; the kernel frees the lock of one that was killed.
 
     :raises Problem: when another works there for a minute.
     """
-    if not layout.root.is_dir():
-        raise Problem(
-            f"app_root {str(layout.root)!r} does not exist on this host: run playbooks/setup.yml first."
-        )
+    layout.require_root()
     layout.backups.mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
@@ -227,13 +238,7 @@ def copy(copies: Copies, name: str) -> tuple[dict[str, Any], bool]:
                 f"The manifest of the backup {name} came back from {copies.settings.place()} as another text than was written; {SAFE}: copy it "
                 "again, and look at the store when it repeats."
             )
-    value = {
-        "location": location(copies.settings, key),
-        "endpoint": copies.settings.endpoint,
-        **found,
-        "verified_at": timestamp(),
-        "seconds": round(time.monotonic() - begun, 3),
-    }
+    value = proved(copies, key, found, begun)
     note(copies.layout, name, value)
     return value, wanted
 
@@ -329,17 +334,7 @@ def verify(copies: Copies, names: list[str], write: bool) -> dict[str, Any]:
         states[name] = "intact"
         if name in here and write:
             with contextlib.suppress(FileNotFoundError):
-                note(
-                    copies.layout,
-                    name,
-                    {
-                        "location": location(copies.settings, copies.key(name, manifest["file"])),
-                        "endpoint": copies.settings.endpoint,
-                        **found,
-                        "verified_at": timestamp(),
-                        "seconds": round(time.monotonic() - begun, 3),
-                    },
-                )
+                note(copies.layout, name, proved(copies, copies.key(name, manifest["file"]), found, begun))
     return {"states": states, "failures": failures}
 
 
@@ -395,13 +390,7 @@ def fetch(copies: Copies, name: str) -> dict[str, Any]:
                     f"The copy of the backup {name} in {copies.settings.place()} is damaged: the {what} of what came back is {found[what]}, its "
                     f"manifest says {manifest[what]}; nothing was changed on this host: choose another backup."
                 )
-        value = {
-            "location": location(copies.settings, copies.key(name, manifest["file"])),
-            "endpoint": copies.settings.endpoint,
-            **found,
-            "verified_at": timestamp(),
-            "seconds": round(time.monotonic() - begun, 3),
-        }
+        value = proved(copies, copies.key(name, manifest["file"]), found, begun)
         with backups_locked(layout):
             write_json(partial / MANIFEST, {**manifest, "store": value}, 0o600)
             put_in_place(layout, partial, name)
