@@ -44,7 +44,10 @@ from ansible_collections.runbook.deploy.plugins.module_utils._mysql_dump import 
     unpacked,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._server import ServerEngine
+from ansible_collections.runbook.deploy.plugins.module_utils._server import (
+    ServerEngine,
+    definition_differences,
+)
 
 # The names of which the application's user may be granted databases, so that scratch and restored ones can be made.
 PATTERN = r"runbook\_%"
@@ -421,14 +424,7 @@ class Mysql(ServerEngine):
 
     def catalog_differences(self, name: str, manifest: Mapping[str, Any]) -> list[str]:
         """Return in words how the definitions in the database *name* differ from those in *manifest*."""
-        found, wanted = self.read_catalog(name), manifest.get("catalog") or {}
-        result = [f"{what} is missing" for what in sorted(set(wanted) - set(found))]
-        result += [f"{what} was not there" for what in sorted(set(found) - set(wanted))]
-        return result + [
-            f"{what} is defined otherwise"
-            for what in sorted(set(found) & set(wanted))
-            if found[what] != wanted[what]
-        ]
+        return definition_differences(self.read_catalog(name), manifest)
 
     def snapshot(self, scratch: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`Engine.snapshot`."""

@@ -34,7 +34,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._mysql_dump import 
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_losses import losses
 from ansible_collections.runbook.deploy.plugins.module_utils._openers import Opener
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._restore import Restorer
+from ansible_collections.runbook.deploy.plugins.module_utils._restore import ServerRestorer
 
 STAGED = re.compile(r"_restore_[0-9a-f]{8}$")
 LONGEST_NAME = 64
@@ -42,7 +42,7 @@ LONGEST_NAME = 64
 NOTES = ".swap-mysql"
 
 
-class MysqlRestorer(Restorer):
+class MysqlRestorer(ServerRestorer):
     """The engine ``mysql``: the tables of a new database take the places of the live ones."""
 
     engine: Mysql
@@ -148,17 +148,6 @@ class MysqlRestorer(Restorer):
             with contextlib.suppress(Problem):
                 self.engine.drop(self.staged)
             self.staged = None
-
-    def settle(self) -> None:
-        """See :meth:`Restorer.settle`: a server is always at rest between two transactions."""
-
-    def mark(self) -> Any:
-        """See :meth:`Restorer.mark`: rows are counted again after the tables are out of everybody's reach."""
-        return None
-
-    def stop(self, root: Path, timeout: float) -> list[Opener]:
-        """See :meth:`Restorer.stop`: a session stays, and finds the other tables under the same names."""
-        return []
 
     def swap(
         self, mark: Any, root: Path, timeout: float, *, lost: dict[str, Any], consent: bool

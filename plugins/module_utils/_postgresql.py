@@ -56,7 +56,10 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_load im
     unpack,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._server import ServerEngine
+from ansible_collections.runbook.deploy.plugins.module_utils._server import (
+    ServerEngine,
+    definition_differences,
+)
 
 # Measured on 576 MB: level 3 took 0.38 of the time of pg_dump's own compression, and the file was smaller.
 ZSTD = ["--quiet", "-3", "-T2", "--stdout"]
@@ -455,26 +458,8 @@ class Postgresql(ServerEngine):
     ) -> list[str]:
         """Return in words how the definitions in the database *name*, with *rights* owners and rights too, differ from those in *manifest*."""
         with self.client.session(name) as session:
-            return self.definitions_differ(read_catalog(session), manifest, rights=rights)
-
-    @staticmethod
-    def definitions_differ(
-        found: Mapping[str, str], manifest: Mapping[str, Any], *, rights: bool = True
-    ) -> list[str]:
-        """Return the same for the definitions *found*, the answer of ``read_catalog``."""
-        wanted = manifest.get("catalog") or {}
-        if not rights:
-            found, wanted = (
-                {what: digest for what, digest in each.items() if not what.startswith("rights ")}
-                for each in (found, wanted)
-            )
-        result = [f"{what} is missing" for what in sorted(set(wanted) - set(found))]
-        result += [f"{what} was not there" for what in sorted(set(found) - set(wanted))]
-        return result + [
-            f"{what} is defined otherwise"
-            for what in sorted(set(found) & set(wanted))
-            if found[what] != wanted[what]
-        ]
+            found = definition_differences(read_catalog(session), manifest)
+        return [text for text in found if rights or not text.startswith("rights ")]
 
     def snapshot(self, scratch: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`Engine.snapshot`."""

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,8 @@ MORE_LIMITS = (
 )
 # The sentinel that ends an answer in a session; psql's \echo prints it on a line of its own.
 END = "--runbook-end--"
+# The longest name of PostgreSQL (NAMEDATALEN).
+LONGEST_NAME = 63
 
 
 class Login(NamedTuple):
@@ -61,6 +63,27 @@ class Login(NamedTuple):
 def identifier(name: str) -> str:
     """Return *name* quoted as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def named(stem: str, ending: str) -> str:
+    """Return *stem* with *ending*, cut to what a name may have.
+
+    >>> named("public", "_restore_0a1b2c3d")
+    'public_restore_0a1b2c3d'
+    """
+    return stem.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
+
+
+def grants(place: str, rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Return the statements that give *rows*, each ``(role or None for PUBLIC, right, with the option to grant it)``, on *place*.
+
+    >>> grants("SCHEMA public", [(None, "USAGE", False)])
+    ['GRANT USAGE ON SCHEMA public TO PUBLIC']
+    """
+    return [
+        f"GRANT {right} ON {place} TO {identifier(grantee) if grantee else 'PUBLIC'}{' WITH GRANT OPTION' if grantable else ''}"
+        for grantee, right, grantable in rows
+    ]
 
 
 def literal(text: str) -> str:

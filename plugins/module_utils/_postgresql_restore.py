@@ -23,16 +23,17 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_catalog
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import (
     SESSIONS,
     Session,
+    grants,
     identifier,
     literal,
+    named,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_losses import losses
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._restore import Restorer
+from ansible_collections.runbook.deploy.plugins.module_utils._restore import ServerRestorer
 
-# Databases of restores; the longest name of PostgreSQL has 63 bytes (NAMEDATALEN).
+# Databases of restores.
 STAGED = re.compile(r"_restore_[0-9a-f]{8}$")
-LONGEST_NAME = 63
 # Seconds for sessions to end after they were told to.
 GONE = 15.0
 POLL = 0.1
@@ -43,7 +44,7 @@ SETTINGS = """SELECT coalesce(json_agg(json_build_array(CASE s.setrole WHEN 0 TH
  FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase CROSS JOIN unnest(s.setconfig) c WHERE d.datname = {name}"""
 
 
-class PostgresqlRestorer(Restorer):
+class PostgresqlRestorer(ServerRestorer):
     """The engine ``postgresql``: a new database beside the live one takes its name."""
 
     engine: Postgresql
@@ -63,7 +64,7 @@ class PostgresqlRestorer(Restorer):
         ending = f"_restore_{secrets.token_hex(4)}"
         if kind == "broken":
             ending = f"_broken_{time.strftime('%Y%m%dt%H%M%S', time.gmtime())}"
-        return self.live.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
+        return named(self.live, ending)
 
     def losses(self, backup: Path, present: Path | None, framework: str) -> dict[str, dict[str, Any]]:
         """See :meth:`Restorer.losses`: the backup is restored for it, and compared with the live database."""
@@ -110,11 +111,7 @@ class PostgresqlRestorer(Restorer):
                 f"REVOKE ALL ON DATABASE {place} FROM PUBLIC",
                 f"REVOKE ALL ON DATABASE {place} FROM {identifier(shape['owner'])}",
             ]
-            for grantee, right, grantable in client.query(RIGHTS.format(name=literal(self.live))):
-                who = identifier(grantee) if grantee else "PUBLIC"
-                statements.append(
-                    f"GRANT {right} ON DATABASE {place} TO {who}{' WITH GRANT OPTION' if grantable else ''}"
-                )
+            statements += grants(f"DATABASE {place}", client.query(RIGHTS.format(name=literal(self.live))))
         for role, setting in client.query(SETTINGS.format(name=literal(self.live))):
             key, _equals, value = setting.partition("=")
             target = f"ROLE {identifier(role)} IN DATABASE {place}" if role else f"DATABASE {place}"
@@ -163,17 +160,6 @@ class PostgresqlRestorer(Restorer):
             with contextlib.suppress(Problem):
                 self.engine.drop(self.staged)
             self.staged = None
-
-    def settle(self) -> None:
-        """See :meth:`Restorer.settle`: a server is always at rest between two transactions."""
-
-    def mark(self) -> Any:
-        """See :meth:`Restorer.mark`: rows are counted again when nobody can write, which needs no mark."""
-        return None
-
-    def stop(self, root: Path, timeout: float) -> list[Opener]:
-        """See :meth:`Restorer.stop`: sessions are ended by the server, which needs no process to be found."""
-        return []
 
     def swap(
         self, mark: Any, root: Path, timeout: float, *, lost: dict[str, Any], consent: bool

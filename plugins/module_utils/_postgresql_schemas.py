@@ -38,8 +38,10 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_catalog
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import (
     SESSIONS,
     Session,
+    grants,
     identifier,
     literal,
+    named,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_load import (
     LONGEST,
@@ -49,10 +51,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_load im
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_losses import losses
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._restore import Restorer
+from ansible_collections.runbook.deploy.plugins.module_utils._restore import ServerRestorer
+from ansible_collections.runbook.deploy.plugins.module_utils._server import definition_differences
 
-# The longest name of PostgreSQL has 63 bytes (NAMEDATALEN).
-LONGEST_NAME = 63
 STAGED = re.compile(r"^(.*)_restore_[0-9a-f]{8}$")
 # Schemas of users, without those that a restore has put aside: the extensions in each, and what else is there. What an
 # extension consists of belongs to the server's first superuser, so that an ordinary role can never move it (commands/extension.c).
@@ -71,15 +72,6 @@ OBSTACLES = """SELECT has_database_privilege(current_database(), 'CREATE') AS cr
 LOCK = "LOCK TABLE {tables} IN EXCLUSIVE MODE"
 TABLES = """SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND n.nspname = ANY (ARRAY[{schemas}]) ORDER BY 1"""
-
-
-def named(stem: str, ending: str) -> str:
-    """Return *stem* with *ending*, cut to what a name may have.
-
-    >>> named("public", "_restore_0a1b2c3d")
-    'public_restore_0a1b2c3d'
-    """
-    return stem.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
 
 
 def exchanged(schemas: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -108,7 +100,7 @@ def obstacles(schemas: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) ->
     return found
 
 
-class SchemaRestorer(Restorer):
+class SchemaRestorer(ServerRestorer):
     """The engine ``postgresql`` without the right to make databases: new schemas take the names of the live ones."""
 
     engine: Postgresql
@@ -220,16 +212,16 @@ class SchemaRestorer(Restorer):
         if not row["listed"]:
             return
         session.ask(f"REVOKE ALL ON SCHEMA public FROM {identifier(row['owner'])}")
-        for grantee, right, grantable in session.query(GRANTS.format(name=literal(away["public"]))):
-            who = identifier(grantee) if grantee else "PUBLIC"
-            session.ask(f"GRANT {right} ON SCHEMA public TO {who}{' WITH GRANT OPTION' if grantable else ''}")
+        rows = session.query(GRANTS.format(name=literal(away["public"])))
+        for statement in grants("SCHEMA public", rows):
+            session.ask(statement)
 
     def staged_differences(self, staged: Any, manifest: Mapping[str, Any]) -> list[str]:
         """See :meth:`Restorer.staged_differences`: what was seen before the new schemas were renamed."""
         if self.contents is None:
             return [f"nothing is known of {staged}"]
         contents = self.contents._replace(applied=self.applied.get(manifest.get("framework", "none")))
-        return differences(manifest, contents) + self.engine.definitions_differ(self.catalog, manifest)
+        return differences(manifest, contents) + definition_differences(self.catalog, manifest)
 
     def discard(self) -> None:
         """See :meth:`Restorer.discard`."""
@@ -238,17 +230,6 @@ class SchemaRestorer(Restorer):
             with contextlib.suppress(Problem):
                 self.engine.client.statements(drop)
             self.staged = {}
-
-    def settle(self) -> None:
-        """See :meth:`Restorer.settle`: a server is always at rest between two transactions."""
-
-    def mark(self) -> Any:
-        """See :meth:`Restorer.mark`: rows are counted again when nobody can write, which needs no mark."""
-        return None
-
-    def stop(self, root: Path, timeout: float) -> list[Opener]:
-        """See :meth:`Restorer.stop`: writers wait for a lock, and their sessions are ended."""
-        return []
 
     def swap(
         self, mark: Any, root: Path, timeout: float, *, lost: dict[str, Any], consent: bool

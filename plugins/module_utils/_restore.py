@@ -95,6 +95,21 @@ class Restorer:
         raise NotImplementedError
 
 
+class ServerRestorer(Restorer):
+    """What the engines with a server have in common: two transactions at rest, nobody stopped, rows counted again instead of a mark."""
+
+    def settle(self) -> None:
+        """See :meth:`Restorer.settle`: a server is always at rest between two transactions."""
+
+    def mark(self) -> Any:
+        """See :meth:`Restorer.mark`: rows are counted again when nobody can write, which needs no mark."""
+        return None
+
+    def stop(self, root: Path, timeout: float) -> list[Opener]:
+        """See :meth:`Restorer.stop`: the server keeps writers out, which needs no process to be found."""
+        return []
+
+
 class Order(NamedTuple):
     """What is to be restored: ``timeout`` in seconds for processes to end."""
 

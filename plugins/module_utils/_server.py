@@ -28,6 +28,18 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 SCRATCH = re.compile(r"^runbook_scratch_[0-9a-f]{12}$")
 
 
+def definition_differences(found: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
+    """Return in words how the definitions *found*, a digest of each by what it is, differ from those in *manifest*."""
+    wanted = manifest.get("catalog") or {}
+    result = [f"{what} is missing" for what in sorted(set(wanted) - set(found))]
+    result += [f"{what} was not there" for what in sorted(set(found) - set(wanted))]
+    return result + [
+        f"{what} is defined otherwise"
+        for what in sorted(set(found) & set(wanted))
+        if found[what] != wanted[what]
+    ]
+
+
 class ServerEngine(Engine):
     """An engine whose ``client`` talks to a server; ``trial`` is the engine of the server where copies are tried, often itself."""
 
