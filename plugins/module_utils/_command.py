@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import signal
 import subprocess
 import time
@@ -23,6 +24,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Shorter values ("0", "true", "prod") are no secrets, and hiding them would make every message unreadable.
 SHORTEST_SECRET = 6
+HIDDEN = "********"
 
 
 class Finished(NamedTuple):
@@ -89,12 +91,26 @@ def parse_environment(text: str | None, option: str) -> dict[str, str]:
     return result
 
 
-def redact(text: str, secrets: Iterable[str]) -> str:
-    """Return *text* with every one of *secrets* of at least ``SHORTEST_SECRET`` characters hidden."""
-    for secret in sorted(set(secrets), key=len, reverse=True):
-        if len(secret) >= SHORTEST_SECRET:
-            text = text.replace(secret, "********")
-    return text
+def redact(text: str, secrets: Iterable[str], keep: Iterable[str] = ()) -> str:
+    """Return *text* with every one of *secrets* of at least ``SHORTEST_SECRET`` characters hidden.
+
+    :param keep: parts of *text* that are said of the structure, such as the name of a check: in them nothing is hidden.
+        A secret that reaches beyond such a part is.
+    """
+    whole = [found.span() for part in set(keep) if part for found in re.finditer(re.escape(part), text)]
+    spans = sorted(
+        found.span()
+        for secret in set(secrets)
+        if len(secret) >= SHORTEST_SECRET
+        for found in re.finditer(re.escape(secret), text)
+        if not any(start <= found.start() and found.end() <= end for start, end in whole)
+    )
+    shown, done = [], 0
+    for start, end in spans:
+        if start >= done:
+            shown += [text[done:start], HIDDEN]
+        done = max(done, end)
+    return "".join([*shown, text[done:]])
 
 
 def secret(values: Iterable[str], public: Iterable[str]) -> list[str]:

@@ -67,13 +67,17 @@ def hidden(result: Mapping[str, Any], secrets: Iterable[str]) -> dict[str, Any]:
     Its name, verdict and severity are none: a variable such as ``LOG_LEVEL: critical`` must not make a check one that
     stops nothing, and by its name it is waived and compared.
     """
-    known = list(secrets)
+    known, kept = list(secrets), [repr(result["name"])]
     return {
-        key: redact(value, known)
+        key: redact(value, known, kept)
         if isinstance(value, str) and key not in ("name", "verdict", "severity")
         else value
         for key, value in result.items()
     }
+
+
+def _begin(gate: Mapping[str, Any], place: str) -> str:
+    return f"The gate on {place} did not pass ({gate['verdict']})."
 
 
 def sentence(gate: Mapping[str, Any], place: str) -> str:
@@ -81,7 +85,7 @@ def sentence(gate: Mapping[str, Any], place: str) -> str:
     wrong = [
         check for check in gate["checks"] if check["verdict"] != PASS and check["name"] in gate["failing"]
     ] or [check for check in gate["checks"] if check["verdict"] != PASS]
-    begin = f"The gate on {place} did not pass ({gate['verdict']}). {gate.get('reason', '')}".strip()
+    begin = f"{_begin(gate, place)} {gate.get('reason', '')}".strip()
     told = " ".join(check["message"] for check in wrong[:TOLD])
     others = ", ".join(repr(check["name"]) for check in wrong[TOLD:])
     return " ".join(filter(None, [begin, f"Others that did not pass: {others}." if others else "", told]))
@@ -98,7 +102,10 @@ def require_passed(
     tolerated = gate["verdict"] == INCONCLUSIVE and (on_no_data != "fail" or tolerate)
     if not gate["passed"] and not tolerated:
         lines = [check["message"] for check in gate["checks"] if check["verdict"] != PASS]
-        raise Problem(sentence(gate, place), "\n".join(lines[:EVIDENCE_LINES]), **gate)
+        problem = Problem(sentence(gate, place), "\n".join(lines[:EVIDENCE_LINES]), **gate)
+        # What is not a value of anybody: the record's own hiding of secrets would take the verdict and the names away.
+        problem.kept = [_begin(gate, place), *(repr(check["name"]) for check in gate["checks"])]
+        raise problem
     for check in gate["checks"]:
         if check["name"] in gate["degraded"] and check["verdict"] != PASS:
             warn(check["message"])

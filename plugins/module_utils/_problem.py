@@ -18,6 +18,8 @@ class Problem(Exception):
     :param message: one sentence: what, where, what was found, what was expected, what to do next.
     :param evidence: the last lines of the output that prove it (already redacted), or "".
     :param results: further values for the module's answer, such as ``live_changed=True``.
+
+    ``kept``: parts of the message in which no secret is hidden, because they name what is public: a check, a verdict.
     """
 
     def __init__(self, message: str, evidence: str = "", **results: Any) -> None:
@@ -25,6 +27,7 @@ class Problem(Exception):
         self.message = message
         self.evidence = evidence
         self.results = results
+        self.kept: list[str] = []
 
     def answer(self) -> dict[str, Any]:
         """Return the keyword arguments for ``AnsibleModule.fail_json``."""

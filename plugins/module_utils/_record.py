@@ -461,14 +461,15 @@ class Journal:
         write_record(self.layout, found)
 
     def _reason(self, error: BaseException) -> str:
-        """Return the message of *error* without the secrets."""
+        """Return the message of *error* without the secrets, but with the names and verdicts of checks."""
+        kept: list[str] = []
         if isinstance(error, Problem):
-            text = error.message
+            text, kept = error.message, error.kept
         elif isinstance(error, SystemExit):
             text = "The module ended with an error."
         else:
             text = f"{type(error).__name__}: {error}"
-        return redact(text, self.secrets)
+        return redact(text, self.secrets, kept)
 
 
 def open_journal(

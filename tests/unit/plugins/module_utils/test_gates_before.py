@@ -18,6 +18,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 from faulty_server import FaultyServer
 
 RELEASE = "0123456789ab-00000000"
+PASSWORD = "pass-5521-word"
 
 
 def options(module: Any, **given: Any) -> dict[str, Any]:
@@ -320,3 +321,39 @@ def test_no_secret_hides_how_severe_a_check_is(root, word):
     found = ask(gates, "smoke_test", root=str(root), environment=json.dumps({"LOG_LEVEL": word}))
     assert found["verdict"] == "fail" and found["failing"] == [word] and "told" in found
     assert os.path.exists("/bin/false") or os.path.exists("/usr/bin/false")
+
+
+@pytest.mark.parametrize("word", ["critical", "inconclusive", "degraded", "failed"])
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+def test_what_the_record_says_of_a_gate_hides_values_only(root, word, verdict):
+    """The name of a check and its verdict are read by people; the value of the same word in what was seen is not."""
+    record = {"id": "20261121T100000-ab12", "token": "a" * 32, "host": "web1", "primary": False}
+    code = f"import os, sys; print('level', os.environ['LOG_LEVEL'], '{PASSWORD}'); sys.exit(1)"
+    command = [sys.executable, "-c", code] if verdict == "fail" else ["/nowhere/at/all"]
+    gates = [
+        {"name": word, "kind": "command", "command": command},
+        {"name": "other", "disk": "/", "free": "> 1"},
+    ]
+    known = {"LOG_LEVEL": word, "PASSWORD": PASSWORD}
+    given = options(
+        _gates,
+        gates=gates,
+        moment="smoke_test",
+        deadline=20.0,
+        patience=0.0,
+        root=str(root),
+        environment=json.dumps(known),
+        record=record,
+    )
+    with pytest.raises(Problem, match="did not pass"):
+        _gates.perform(given, False, lambda text: None)
+    path = root / "deployments" / f"{record['id']}.json"
+    assert PASSWORD not in path.read_text()
+    phase = json.loads(path.read_text())["phases"][0]
+    check = phase["result"]["gate"]["checks"][0]
+    assert (check["name"], check["verdict"], check["severity"]) == (word, verdict, "critical")
+    for text in (phase["message"], check["message"]):
+        assert f"Check {word!r}" in text, text
+    assert f"did not pass ({verdict})" in phase["message"]
+    if verdict == "fail":
+        assert "level ******** ********" in check["message"]
