@@ -128,16 +128,29 @@ def plain(question: str, answers: dict[str, Any]) -> dict[str, Any]:
     return {worker: {"pid": found.get("pid")} for worker, found in answers.items() if isinstance(found, dict)}
 
 
+def refused(_reason: Any) -> None:
+    """Be told by an AMQP server that it takes no messages.
+
+    :raises ConnectionError: always.
+    """
+    raise ConnectionError("it takes no messages at present: see whether its memory or its disk is full")
+
+
 def measure(connection: Any, name: str) -> Any:
-    """Return how many messages wait in the queue *name*, or None where the broker has none of that name."""
+    """Return ``{messages, consumers}`` of the queue *name*, or None where the broker has none of that name.
+
+    ``consumers`` is None where the broker does not know them; AMQP servers do.
+    """
     from kombu.transport import virtual
 
     with connection.channel() as channel:
         try:
-            return channel.queue_declare(queue=name, passive=True).message_count
+            found = channel.queue_declare(queue=name, passive=True)
         except connection.channel_errors:
             # An empty list does not exist in Redis; a server that has queues says the truth.
-            return 0 if isinstance(channel, virtual.Channel) else None
+            return {"messages": 0, "consumers": None} if isinstance(channel, virtual.Channel) else None
+        counted = None if isinstance(channel, virtual.Channel) else found.consumer_count
+        return {"messages": found.message_count, "consumers": counted}
 
 
 def main() -> None:
@@ -169,6 +182,11 @@ def main() -> None:
     except BaseException as error:
         said.error("broker", error)
         return
+    with contextlib.suppress(Exception):
+        # AMQP servers tell whoever publishes that nobody may at present, and read no more. With a pool Celery would publish
+        # through another connection than this, of which nobody reads what it is told.
+        app.control.mailbox._producer_pool = None
+        connection.connection.on_blocked = refused
     try:
         answers: dict[str, Any] = {"place": place, "celery": celery.__version__, "queues": {}}
         answers.update(ask_workers(app, connection, request["reply"], request["questions"], said))

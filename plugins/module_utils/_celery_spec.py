@@ -30,7 +30,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "workers": (),
     "active": ("longer_than",),
     "reserved": (),
-    "queue": ("length",),
+    "queue": ("length", "consumers"),
     "beat": ("file", "max_age"),
     "tasks": (),
     "release": (),
@@ -58,6 +58,7 @@ class Check(NamedTuple):
     value: Any
     longer_than: float | None
     length: Bound | None
+    consumers: Bound | None
     file: str | None
     max_age: Bound | None
     app: str | None
@@ -96,8 +97,9 @@ def parse_check(item: Any, where: str) -> Check:
     keys(item, (*COMMON, "app", subject, *SUBJECTS[subject]), where, EXAMPLE)
     value = _value(subject, item[subject], f"{where}.{subject}")
     length = _bound(item.get("length"), f"{where}.length", PLAIN)
-    if subject == "queue" and length is None:
-        raise Problem(f"{where} expects nothing: add length, such as '< 100'.")
+    consumers = _bound(item.get("consumers"), f"{where}.consumers", PLAIN)
+    if subject == "queue" and length is None and consumers is None:
+        raise Problem(f"{where} expects nothing: add length, such as '< 100', or consumers, such as '>= 1'.")
     path, age = item.get("file"), _bound(item.get("max_age"), f"{where}.max_age", TIMES)
     if path is not None and not os.path.isabs(str(path)):
         raise Problem(f"{where}.file must be an absolute path, found {path!r}.")
@@ -115,6 +117,7 @@ def parse_check(item: Any, where: str) -> Check:
         value,
         seconds(item.get("longer_than"), f"{where}.longer_than"),
         length,
+        consumers,
         str(path) if path is not None else None,
         age,
         app,
@@ -169,7 +172,9 @@ def expected_of(check: Check) -> str:
     if check.subject == "reserved":
         return f"{value.text} tasks that workers have fetched and not begun"
     if check.subject == "queue":
-        return f"queue {value!r} with {check.length.text if check.length else 'any number of'} messages"
+        wanted = [f"{check.length.text} messages"] if check.length else []
+        wanted += [f"{check.consumers.text} consumers"] if check.consumers else []
+        return f"queue {value!r} with {' and '.join(wanted)}"
     if check.subject == "beat":
         file = f", {check.file} changed {check.max_age.text} ago" if check.file and check.max_age else ""
         return f"{value.text} beats on this host{file}"
@@ -239,21 +244,32 @@ def _judge_load(check: Check, answers: Mapping[str, Any], workers: list[str], no
 
 
 def _judge_queue(check: Check, answers: Mapping[str, Any], workers: list[str], _now: float) -> Judgement:
-    length = (answers.get("queues") or {}).get(check.value)
-    consumed = sorted({queue for found in (answers.get("active_queues") or {}).values() for queue in found})
-    known = sorted({*consumed, *(answers.get("declared") or ())})
-    if length is None:
+    measured = (answers.get("queues") or {}).get(check.value)
+    consumed = answers.get("active_queues") or {}
+    own = [queue for found in consumed.values() for queue in found]
+    known = sorted({*own, *(answers.get("declared") or ())})
+    if measured is None:
         return Judgement("", [], [f"the broker has no queue {check.value!r}"])
-    if not length and check.value not in known:
+    length, consumers = measured["messages"], measured["consumers"]
+    if not length and consumers is None and check.value not in known:
         # Redis has no empty lists: a queue that does not exist looks like one.
         names = shown(known) or "none"
         return Judgement(
             "", [], [f"neither the application nor a worker knows a queue {check.value!r}, only: {names}"]
         )
     seen = f"{length} messages wait in {check.value!r}"
-    if workers and check.value not in consumed:
+    if workers and check.value not in own:
         seen += ", which no worker that answered consumes"
     held = check.length is None or check.length.holds(length)
+    if check.consumers is not None:
+        # A broker that does not know them: those that said so.
+        silent = [worker for worker in workers if worker not in consumed] if consumers is None else []
+        count = own.count(check.value) if consumers is None else consumers
+        seen += f"; {count} consumers" + (" that answered" if consumers is None else "")
+        # Each that said nothing may be one more.
+        if held and len({check.consumers.holds(count + more) for more in range(len(silent) + 1)}) > 1:
+            return Judgement(seen, [], [f"{shown(silent)} did not say which queues they consume"])
+        held = held and check.consumers.holds(count)
     return Judgement(seen, [] if held else [seen], [])
 
 

@@ -36,7 +36,8 @@ options:
       - C(workers), how many must answer, such as V(2) or C(>= 1), or their names, which may be patterns such as C(mail@*).
       - C(active), a condition on the number of tasks that run; with C(longer_than), of those that have run for more seconds.
       - C(reserved), a condition on the number of tasks that workers have fetched and not begun.
-      - C(queue), the name of a queue, and C(length), a condition on the number of messages in it.
+      - C(queue), the name of a queue, and C(length), a condition on the number of messages that wait in it, or C(consumers), one on
+        the number of those who consume it, or both. An AMQP broker counts them itself; elsewhere the workers that answer are counted.
       - C(tasks), names that every worker must know.
       - C(release), the name of a release, an absolute path, or V(current); the workers that are processes of this host must run it.
       - C(beat), how many beats may run on this host, most often V(1); beats in workers count too. With C(file) and C(max_age), such as
@@ -86,6 +87,7 @@ EXAMPLES = r"""
       - beat: 1
       - queue: default
         length: "< 1000"
+        consumers: ">= 1"
         severity: degraded
       - tasks: [shop.tasks.send_mail, shop.tasks.bill]
 

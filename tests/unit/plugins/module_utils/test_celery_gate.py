@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -13,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,127 +24,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 from ansible_collections.runbook.deploy.plugins.module_utils._proc_tree import Entry
 from ansible_collections.runbook.deploy.plugins.module_utils._redis import Connection
 from ansible_collections.runbook.deploy.plugins.modules import celery_gate
+from celery_shop import APP, PASSWORD, Shop
 from redis_server import PROGRAM, RedisServer, free_port
 
 HAS_CELERY = all(importlib.util.find_spec(name) for name in ("celery", "redis"))
-PASSWORD = "p@ss/word-5521"
 R1, R2 = "1111aaaa1111-11111111", "2222bbbb2222-22222222"
-
-APP = """
-import os, sys, time
-from celery import Celery
-print("the application prints what it likes")
-app = Celery("shop", broker=os.environ["BROKER"])
-app.conf.update(
-    task_default_queue="shop", worker_hijack_root_logger=False, broker_connection_retry_on_startup=True,
-    beat_schedule={"tick": {"task": "shop.quick", "schedule": 0.5}} if os.environ.get("TICKS") else {},
-)
-
-@app.task(name="shop.quick")
-def quick():
-    return 1
-
-@app.task(name="shop.slow")
-def slow(path, secret):
-    limit = time.monotonic() + 120
-    while not os.path.exists(path) and time.monotonic() < limit:
-        time.sleep(0.05)
-"""
-
-
-class Shop:
-    """An application directory with a broker, and what was started of it."""
-
-    def __init__(self, directory: Path, redis: RedisServer) -> None:
-        self.directory = directory
-        self.redis = redis
-        self.children: list[subprocess.Popen] = []
-        (directory / "shop.py").write_text(APP)
-        # A Python of its own: beats that other tests run with the same one are not of this application.
-        self.python = directory / "bin" / "python"
-        self.python.parent.mkdir()
-        self.python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        self.python.chmod(0o755)
-        (directory / "plain.py").write_text("app = 5\n")
-        (directory / "broken.py").write_text("import os\nraise RuntimeError(os.environ['BROKER'])\n")
-        (directory / "leaves.py").write_text("import sys\nsys.exit('no settings')\n")
-        (directory / "slow.py").write_text("import time\ntime.sleep(60)\n")
-
-    @property
-    def broker(self) -> str:
-        return f"redis://:p%40ss%2Fword-5521@{self.redis.address}/0"
-
-    @property
-    def variables(self) -> dict[str, str]:
-        return {"BROKER": self.broker, "C_FORCE_ROOT": "1"}
-
-    def start(self, *words: str, **variables: str) -> subprocess.Popen:
-        log = (self.directory / "celery.log").open("ab")
-        child = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "shop", *words],
-            cwd=self.directory,
-            env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **self.variables, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        log.close()
-        self.children.append(child)
-        return child
-
-    def worker(self, name: str, *words: str, **variables: str) -> subprocess.Popen:
-        return self.start(
-            *("worker", "-n", f"{name}@here", "-c", "1", "-P", "threads"),
-            *("--without-gossip", "--without-mingle", *words),
-            **variables,
-        )
-
-    def beat(self, **variables: str) -> subprocess.Popen:
-        path = self.directory / f"schedule-{len(self.children)}"
-        return self.start("beat", "-s", str(path), "--pidfile", f"{path}.pid", **variables)
-
-    def kill(self, child: subprocess.Popen) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        self.children.remove(child)
-
-    def close(self) -> None:
-        for child in list(self.children):
-            self.kill(child)
-
-    def options(self, *checks: dict[str, Any], **more: Any) -> dict[str, Any]:
-        found = {name: spec.get("default") for name, spec in gate.OPTIONS.items()}
-        found.update(python=str(self.python), chdir=str(self.directory), app="shop", reply_timeout=0.8)
-        return {**found, "environment": json.dumps(self.variables), "checks": list(checks), **more}
-
-    def ask(self, *checks: dict[str, Any], left: float = 15.0, **more: Any) -> list[dict[str, Any]]:
-        return gate.prober(self.options(*checks, **more), False)(left)
-
-    def one(self, check: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return self.ask(check, **more)[0]
-
-    def until(
-        self, verdicts: str, *checks: dict[str, Any], words: str = "", **more: Any
-    ) -> list[dict[str, Any]]:
-        """Ask until the verdicts are those of the first letters in *verdicts*, and *words* are in a message.
-
-        On a loaded machine a worker may be late once.
-        """
-        limit = time.monotonic() + 60
-        while True:
-            found = self.ask(*checks, **more)
-            right = [item["verdict"][0] for item in found] == list(verdicts)
-            if right and any(words in item["message"] for item in found):
-                return found
-            if time.monotonic() > limit:
-                log = (self.directory / "celery.log").read_text(errors="replace")[-2000:]
-                pytest.fail("\n".join([*(str(item) for item in found), log]))
-            time.sleep(0.1)
-
-    def wait(self, check: dict[str, Any]) -> None:
-        self.until("p", check)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +39,7 @@ def running(tmp_path_factory):
     if PROGRAM is None:
         pytest.skip("redis-server is not installed")
     with RedisServer(tmp_path_factory.mktemp("redis"), requirepass=PASSWORD) as redis:
-        shop = Shop(tmp_path_factory.mktemp("shop"), redis)
+        shop = Shop(tmp_path_factory.mktemp("shop"), redis, "redis")
         try:
             shop.worker("w1", RUNBOOK_RELEASE=R1)
             shop.wait({"workers": 1})
@@ -259,6 +141,8 @@ def test_queue_that_fills(shop):
         shop.until(
             "fp", {"queue": "forgotten", "length": "< 5"}, {"queue": "forgotten", "length": 7}, words=words
         )
+        shop.until("ff", {"queue": "forgotten", "consumers": 1}, {"queue": "shop", "consumers": "> 1"})
+        shop.wait({"queue": "shop", "length": "< 5", "consumers": 1})
         redis.ask("DEL", "forgotten")
     # A queue that nobody knows is no empty one.
     found = shop.one({"queue": "shpo", "length": "< 5"})
@@ -453,6 +337,8 @@ BAD = [
     ({"workers": []}, "empty list"),
     ({"workers": None}, "must be a number"),
     ({"queue": "shop"}, "expects nothing"),
+    ({"queue": "shop", "consumers": "some"}, "must be a comparison"),
+    ({"workers": 1, "consumers": 1}, "unknown key"),
     ({"queue": "shop", "length": "many"}, "must be a comparison"),
     ({"beat": 1, "file": "/a"}, "both file and max_age"),
     ({"beat": 1, "file": "a", "max_age": "< 5m"}, "absolute path"),
@@ -560,6 +446,25 @@ def test_what_nobody_said_is_not_known():
         assert (verdict == "wrong") is bool(found.wrong) and (verdict == "unknown") is bool(found.unknown), (
             item
         )
+
+
+def test_who_consumes_a_queue_without_a_broker_that_counts():
+    """Each worker that did not say so may be one more."""
+    answers = {
+        "ping": {"a@x": {}, "b@x": {}},
+        "queues": {"q": {"messages": 3, "consumers": None}},
+        "active_queues": {"a@x": ["q"]},
+    }
+    for bound, verdict in (
+        *((">= 1", "pass"), (">= 2", "unknown"), (">= 3", "wrong"), ("< 1", "wrong"), ("< 2", "unknown")),
+        *(("< 3", "pass"), (1, "unknown"), (2, "unknown"), (0, "wrong"), (3, "wrong")),
+    ):
+        found = judge(parse_check({"queue": "q", "consumers": bound}, "checks[0]"), answers, 100.0)
+        assert (bool(found.wrong), bool(found.unknown)) == (verdict == "wrong", verdict == "unknown"), bound
+    both = {"queue": "q", "length": "< 2", "consumers": ">= 2"}
+    assert judge(parse_check(both, "checks[0]"), answers, 100.0).wrong
+    answers["queues"] = {"q": {"messages": 3, "consumers": 2}}
+    assert not any(judge(parse_check({**both, "length": 3}, "checks[0]"), answers, 100.0)[1:])
 
 
 def test_lines_of_the_application_are_not_taken_for_ours():
