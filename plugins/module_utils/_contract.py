@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window import parse_roles, parse_windows
+from ansible_collections.runbook.deploy.plugins.module_utils._due import parse_tasks
 from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import check_flags
 from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse_gates
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
@@ -170,6 +171,9 @@ VARIABLES: dict[str, Variable] = {
     "app_notifications": Variable(
         "list", [], "Who is told by webhook or mail how a deployment begins and ends.", secret=True
     ),
+    "app_due_tasks": Variable(
+        "list", [], "Tasks that are due after a deployment: name, after or at, command or note."
+    ),
     "app_report_store": Variable("path", "", "Directory of the controller that gets records and reports."),
 }
 
@@ -223,6 +227,7 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_notifications": parse_notifications,
     "app_window": parse_windows,
     "app_approvals": parse_roles,
+    "app_due_tasks": parse_tasks,
 }
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),

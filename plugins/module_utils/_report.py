@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._due import entries_of, is_overdue, words
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOPTED
 from ansible_collections.runbook.deploy.plugins.module_utils._restore import describe
 from ansible_collections.runbook.deploy.plugins.module_utils._state import mismatches
@@ -375,6 +376,9 @@ def status(facts: Mapping[str, Any]) -> list[str]:
     primary = states.get(facts.get("primary")) or {}
     target, record = primary.get("target"), primary.get("record")
     lines.append(f"rollback would go to: {_release(target)}")
+    attention += [
+        f"{words(task)}; mark it with playbooks/due.yml." for task in entries_of(record) if is_overdue(task)
+    ]
     if record:
         lines.append(
             f"record: {facts['root']}/deployments/{record['id']}.json ({record.get('verdict') or 'no verdict yet'})"

@@ -11,6 +11,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import secrets
+import time
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import (
@@ -22,6 +23,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import forget_scratch
 from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of, named
+from ansible_collections.runbook.deploy.plugins.module_utils._due import due_of
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     ADOPTED,
     DEPLOYMENT_ID,
@@ -184,6 +186,8 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
             "at": _lock.timestamp(),
         },
     )
+    if given["primary"] and params["verdict"] == "success" and record["kind"] == "deployment":
+        record["due"] = due_of(params["due_tasks"], time.time())
     result: dict[str, Any] = {"record": _record.public(_record.plain(record)), "state": state}
     if not check_mode:
         _record.write_record(layout, record)

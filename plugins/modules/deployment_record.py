@@ -112,6 +112,11 @@ options:
     type: list
     elements: dict
     default: []
+  due_tasks:
+    description: For O(state=finished), C(app_due_tasks), copied into the primary's record of a deployment that succeeded, with the time each is due.
+    type: list
+    elements: dict
+    default: []
   undone:
     description: Deployments that this one took back; their records are marked, and they are never a rollback target again.
     type: list
@@ -261,7 +266,12 @@ records:
   type: list
   elements: dict
 damaged:
-  description: Records that cannot be read, as id and message.
+  description: Records that cannot be read, as id and message; C(flags) is the history of feature flags.
+  returned: when O(state=read)
+  type: list
+  elements: dict
+switches:
+  description: The switches of feature flags on this host, oldest first, as RV(runbook.deploy.feature_flags#module:switches).
   returned: when O(state=read)
   type: list
   elements: dict
@@ -269,6 +279,7 @@ damaged:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils._database import ADMIN_OPTION, OPTIONAL_DATABASE
+from ansible_collections.runbook.deploy.plugins.module_utils._flags_history import read_switches
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import load_records, open_journal, public
@@ -297,6 +308,7 @@ def main() -> None:
             "health": {"type": "dict", "default": {}},
             "gates": {"type": "dict", "default": {}},
             "notifications": {"type": "list", "elements": "dict", "default": []},
+            "due_tasks": {"type": "list", "elements": "dict", "default": []},
             "undone": {"type": "list", "elements": "str", "default": []},
             "remove_release": {"type": "str"},
             "services": {"type": "list", "elements": "dict", "default": []},
@@ -320,7 +332,11 @@ def main() -> None:
             result = begin(layout, params, module.check_mode)
         elif params["state"] == "read":
             records, damaged = load_records(layout, params["limit"])
-            result = {"records": [public(record) for record in records], "damaged": damaged}
+            result = {"records": [public(record) for record in records], "damaged": damaged, "switches": []}
+            try:
+                result["switches"] = read_switches(layout)
+            except Problem as problem:
+                damaged.append({"id": "flags", "message": problem.message})
         elif params["record"] is None:
             result = {"record": None, "state": None, "removed": NOTHING_REMOVED}
         else:

@@ -13,7 +13,9 @@ import re
 import shlex
 from collections.abc import Sequence
 
-PLAYBOOK = re.compile(r"(?<![\w./-])playbooks/(setup|pre_deploy|deploy|rollback|status|remove)\.yml\b")
+PLAYBOOK = re.compile(
+    r"(?<![\w./-])playbooks/(setup|pre_deploy|deploy|rollback|resume|status|history|due|remove)\.yml\b"
+)
 # `namespace.collection.playbook`, as ansible-playbook takes the playbooks of installed collections.
 INSTALLED = re.compile(r"^([A-Za-z_]\w*\.[A-Za-z_]\w*)\.[\w.]+$")
 COLLECTION = "runbook.deploy"

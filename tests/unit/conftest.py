@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible_collections.runbook.deploy.plugins.module_utils import _record
+from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.record_schema import faults
 
 
 @pytest.fixture
@@ -19,3 +22,25 @@ def short_path() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="rb-", dir="/tmp"))
     yield made
     shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def records_as_published(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hold every record that the collection writes in this process against docs/record.schema.json.
+
+    Tests whose records are made up leave it out with the mark ``made_up_records``.
+    """
+    if request.node.get_closest_marker("made_up_records"):
+        yield
+        return
+    found: list[str] = []
+    write = _record.write_record
+
+    def judged(layout: _record.Layout, record: Mapping[str, Any]) -> None:
+        write(layout, record)
+        found.extend(faults(_record.plain(record)))
+
+    monkeypatch.setattr(_record, "write_record", judged)
+    yield
+    if found:
+        pytest.fail("docs/record.schema.json does not allow what was written:\n" + "\n".join(found[:5]))

@@ -187,6 +187,7 @@ def test_a_run_that_was_taken_over_goes_on_nowhere(layout: Layout) -> None:
     assert stored(layout)["phases"] == []
 
 
+@pytest.mark.made_up_records
 def test_a_new_record_on_another_host_closes_what_died_there(layout: Layout) -> None:
     records.write_record(layout, {**entry(D0, R4, None), "phases": [{"phase": "restart"}]})
     with records.open_journal(layout.root, option(), False):
@@ -226,6 +227,7 @@ def test_killed_in_a_phase_the_record_says_which(layout: Layout) -> None:
 # Reading
 
 
+@pytest.mark.made_up_records
 def test_records_are_read_newest_first_and_damage_is_reported(layout: Layout) -> None:
     for deployment in (D2, D1, D3):
         records.write_record(layout, entry(deployment, R1))
