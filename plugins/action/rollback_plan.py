@@ -18,6 +18,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._rolling import batches
 
 
 class ActionModule(ActionBase):
@@ -42,6 +43,7 @@ class ActionModule(ActionBase):
                 "consent": {"type": "bool", "default": False},
                 "to": {"type": "str", "default": ""},
                 "records": {"type": "list", "elements": "dict", "default": []},
+                "batch": {"type": "raw"},
                 "policy": {"type": "list", "elements": "dict", "default": []},
                 "cures": {"type": "list", "elements": "str", "default": []},
                 "watched": {"type": "bool", "default": False},
@@ -81,6 +83,10 @@ class ActionModule(ActionBase):
             # It has replaced what was never proved itself, so that this is nothing to go back to.
             undone = through_unproven(undone, args["records"])
             plan = self._decide(undone, args)
+        plan["batches"] = [list(args["states"])]
+        if args["batch"] is not None:
+            others = [host for host in args["states"] if host not in plan["revert"]]
+            plan["batches"] = [group for group in (others, *batches(plan["revert"], args["batch"])) if group]
         result.update(undone=undone, plan=plan)
         return result
 

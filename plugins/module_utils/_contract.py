@@ -22,7 +22,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import 
 from ansible_collections.runbook.deploy.plugins.module_utils._gates import parse_gates
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
-from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_policy
+from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_absent, check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import check_balancer, check_batch
 from ansible_collections.runbook.deploy.plugins.module_utils._store_spec import check as check_store
@@ -153,6 +153,10 @@ VARIABLES: dict[str, Variable] = {
     "app_gate_environment": Variable("dict", {}, "Variables of app_code_gates.", secret=True),
     "app_flags": Variable("dict", {}, "Feature flags: store, flags, stages and all_off."),
     "app_flags_token": Variable("str", "", "Token for the service of the flags.", secret=True),
+    "app_rollback_absent": Variable(
+        "list", [], "Paths or addresses that must answer 404 or 410 after a rollback."
+    ),
+    "app_rollback_timeout": Variable("int", 1800, "Seconds that a rollback may take."),
     "app_rollback_policy": Variable(
         "list", [], "Rows that decide which rollback a failure asks for, instead of the collection's own."
     ),
@@ -417,6 +421,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
         )
     errors += check_flags(values["app_flags"], [name for name in names if name])
     errors += check_policy(values["app_rollback_policy"])
+    errors += check_absent(values["app_rollback_absent"], values["app_url"])
     for name, parse in PARSERS.items():
         try:
             parse(values[name], name)

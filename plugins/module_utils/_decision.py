@@ -133,8 +133,8 @@ def decide(
     :param cures: phases and checks whose failure is cured by switching all feature flags off.
     :return: ``level``, ``rule`` (the row that chose it, "" for a level asked for), ``facts``, ``reason``, ``revert`` (hosts that go back
         to the target), ``unknown`` (hosts that did not answer), ``reverse`` (migrations to undo), ``code_first`` (they are undone when
-        the old code serves), ``without_consent`` (the level that nothing but consent stands against, or ""), ``target`` and
-        ``commands`` for a person to go on with.
+        the old code serves), ``without_consent`` (the level that nothing but consent stands against, or ""), ``target``,
+        ``commands`` for a person to go on with, and ``again``, those where going back fails.
     """
     rows = policy or DEFAULT
     facts, found = measure(record, states, primary, consent, cured(failures, cures))
@@ -157,6 +157,7 @@ def decide(
             "code_first": bool(undo) and worst(undo, plan, "compatible") == "yes",
             "without_consent": without_consent,
             "commands": commands(chosen, record, target, unknown, primary),
+            "again": onward(record, target),
         }
 
     if level and found["doubt"] and level != "restore":
@@ -323,6 +324,13 @@ def commands(
             "ansible-playbook playbooks/rollback.yml -i <inventory> -e rollback_level=restore -e rollback_consent=true"
         )
     return found
+
+
+def onward(record: Mapping[str, Any], target: Mapping[str, Any] | None) -> list[str]:
+    """Return the commands a person goes on with where going back failed itself: first what goes on from what is measured then."""
+    first = "ansible-playbook playbooks/rollback.yml -i <inventory> -e deployment_take_over=true  # goes on from what the hosts are then"
+    restart = "ansible-playbook playbooks/rollback.yml -i <inventory> --tags restart  # starts what is down of what is live"
+    return [first, restart, *commands("stop", record, target)]
 
 
 def towards(records: Sequence[Mapping[str, Any]], to: str, complete: Iterable[str]) -> dict[str, Any]:

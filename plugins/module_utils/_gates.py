@@ -39,7 +39,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layo
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 Ask = Callable[[float], Sequence[dict[str, Any]]]
-MOMENTS = ("preflight", "smoke_test", "watch")
+MOMENTS = ("preflight", "smoke_test", "watch", "rollback")
 PLACES = ("all", "primary")
 # Each has OPTIONS and prober(options, check_mode), as docs/internals.md says.
 KINDS: dict[str, ModuleType] = {
@@ -93,7 +93,7 @@ class Item(NamedTuple):
 
     def compares(self) -> bool:
         """Return whether something is remembered of it before the deployment, for a later moment."""
-        later = any(moment != "preflight" for moment in self.moments)
+        later = any(moment in ("smoke_test", "watch") for moment in self.moments)
         return later and _gates_before.compares(self.kind, self.parsed)
 
 
@@ -137,6 +137,11 @@ def parse_gates(gates: Sequence[Any], where: str = "gates") -> list[Item]:
             )
         parsed = KINDS[item.kind].parse_check(item.check, f"{where}[{index}]")
         _gates_before.verify(item.kind, parsed, item.moments, f"{where}[{index}]")
+        if "rollback" in item.moments and _gates_before.compares(item.kind, parsed):
+            raise Problem(
+                f"{where}[{index}].moments has rollback, but it is compared with what was before the deployment, which a rollback "
+                "does not know: use smoke_test or watch."
+            )
         items[index] = item._replace(parsed=parsed)
     compared: set[str] = set()
     for index, item in enumerate(items):

@@ -391,3 +391,15 @@ def _check_because(text: str, where: str) -> list[str]:
         for field in fields
         if field not in WORDS
     ]
+
+
+def check_absent(given: Sequence[Any], url: str) -> list[str]:
+    """Return what is wrong with ``app_rollback_absent``, a sentence each; paths are those of *url*."""
+    errors = []
+    for index, address in enumerate(given):
+        where = f"app_rollback_absent[{index}]"
+        if not isinstance(address, str) or not address.startswith(("/", "http://", "https://")):
+            errors.append(f"{where} must be a path such as /new/ or an address, found {address!r}.")
+        elif not url:
+            errors.append(f"{where} is {address!r}, but without app_url nobody can be asked: give app_url.")
+    return errors

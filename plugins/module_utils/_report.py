@@ -120,6 +120,7 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
     said = [failure.get("reason") for failure in facts.get("failures") or []]
     if plan.get("level") and plan["reason"] not in said:
         lines.append(f"  decision  {plan['level']}: {plan['reason']}")
+    lines += [f"  left out  {text}" for text in plan.get("left_out") or []]
     lines += [f"  {label:<9} {text}" for label, text in restored(record).items()]
     if (record.get("backup") or {}).get("degraded"):
         lines.append(f"  DEGRADED  no copy of the backup: {record['backup']['degraded']}")

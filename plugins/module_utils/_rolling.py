@@ -117,3 +117,20 @@ def check_balancer_hosts(
     return [
         f"app_load_balancer.host is {name!r}, which is neither a host nor a group of this inventory: add it, or correct the name."
     ]
+
+
+def batches(hosts: Sequence[str], value: Any) -> list[list[str]]:
+    """Return *hosts* in the batches of ``app_batch``: the last size is repeated, a share is of all of them and at least one host."""
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    sizes = [_size(item, len(hosts)) for item in items]
+    found, rest = [], list(hosts)
+    while rest:
+        size = sizes[min(len(found), len(sizes) - 1)]
+        found.append(rest[:size])
+        rest = rest[size:]
+    return found
+
+
+def _size(item: Any, number: int) -> int:
+    text = str(item)
+    return max(1, int(text[:-1]) * number // 100 if text.endswith("%") else int(text))

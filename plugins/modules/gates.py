@@ -40,7 +40,7 @@ options:
         V(log) (M(runbook.deploy.log_gate)), from the mark of V(preflight) on, V(celery) (M(runbook.deploy.celery_gate)) below O(root),
         V(service) (M(runbook.deploy.service_gate)), with the services that are live below O(root),
         or V(sql) (M(runbook.deploy.sql_gate)), which asks O(database).
-      - C(moments), some of V(preflight), V(smoke_test) and V(watch); by default V(preflight) for the kind V(host), else V(smoke_test).
+      - C(moments), some of V(preflight), V(smoke_test), V(watch) and V(rollback); by default V(preflight) for the kind V(host), else V(smoke_test).
       - C(where), V(all) hosts or V(primary); by default V(all) for the kind V(host), else V(primary).
     type: list
     elements: dict

@@ -66,6 +66,9 @@ options:
     type: list
     elements: dict
     default: []
+  batch:
+    description: How many hosts go back at a time, as C(app_batch); null for all of them.
+    type: raw
   policy:
     description:
       - Rows of C(name), C(when), C(level) and C(because); the first whose conditions all hold decides. Empty for the collection's own,
@@ -155,6 +158,14 @@ plan:
       description: Commands for a person to go on with.
       type: list
       elements: str
+    again:
+      description: Commands for a person to go on with where going back failed itself.
+      type: list
+      elements: str
+    batches:
+      description: The hosts in the order in which they go back; those that serve the target already come first.
+      type: list
+      elements: list
 undone:
   description: The record that is undone; with O(to), of everything since.
   returned: when O(forecast=false)

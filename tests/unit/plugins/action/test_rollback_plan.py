@@ -97,3 +97,41 @@ def test_the_forecast_knows_the_first_deployment():
     rows = act(ActionModule, {"forecast": True, "plan": {}, "target": {}})["forecast"]
     assert {row["phase"] for row in rows} >= {"release to collectstatic", "restart", "smoke_test"}
     assert "code" not in {row["level"] for row in rows}
+
+
+def test_hosts_go_back_in_the_batches_of_a_deployment_after_those_that_are_there():
+    states = {"web1": state(NEW), "web2": state(NEW), "web3": state(NEW), "web4": state(), "web5": None}
+    asked = {"record": record(), "states": states}
+    assert plan(**asked)["batches"] == [list(states)]
+    assert plan(**asked, batch=[1, "100%"])["batches"] == [["web4", "web5"], ["web1"], ["web2", "web3"]]
+    assert plan(**asked, batch="34%")["batches"] == [["web4", "web5"], ["web1"], ["web2"], ["web3"]]
+    assert plan(**asked, batch=2)["batches"] == [["web4", "web5"], ["web1", "web2"], ["web3"]]
+
+
+def test_where_going_back_fails_the_first_command_goes_on_from_what_is_measured():
+    first, *others = plan(record=record(backup={"id": "b1"}), states={"web1": state(NEW)})["again"]
+    assert "playbooks/rollback.yml" in first and "deployment_take_over=true" in first
+    assert any("--tags restart" in command for command in others)
+    assert any("rollback_level=restore" in command for command in others)
+
+
+def test_a_policy_that_would_do_harm_is_refused_as_such():
+    blind = [{"name": "always", "when": {}, "level": "code"}]
+    result = act(
+        ActionModule, {"primary": "web1", "record": record(), "states": {"web1": state(NEW)}, "policy": blind}
+    )
+    assert result["failed"] and "(always) asks for code where it would do harm" in result["msg"]
+
+
+def test_the_forecast_is_shown_with_the_rows_that_decide(capsys):
+    rows = act(
+        ActionModule, {"forecast": True, "plan": {}, "target": BEFORE, "watched": True, "cures": ["watch"]}
+    )["forecast"]
+    assert {row["phase"]: row["level"] for row in rows} == {
+        "release to collectstatic": "abandon",
+        "migrate": "abandon",
+        "restart": "abandon",
+        "smoke_test": "code",
+        "watch": "flags",
+    }
+    assert "if watch" in capsys.readouterr().out

@@ -25,6 +25,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._policy import (
     FACTS,
     LEVELS,
     WORDS,
+    check_absent,
     check_policy,
     choose,
     every_input,
@@ -305,3 +306,11 @@ def test_another_process_decides_the_same_from_json_alone() -> None:
     )
     assert json.loads(done.stdout) == json.loads(json.dumps(mine))
     assert (mine["level"], mine["reverse"]) == ("migrations", [["shop", "0002"]])
+
+
+def test_what_must_be_absent_is_an_address() -> None:
+    assert check_absent(["/new/", "https://shop.example.org/new/"], "https://shop.example.org") == []
+    (wrong,) = check_absent([{"url": "/new/"}], "https://shop.example.org")
+    assert wrong.startswith("app_rollback_absent[0]")
+    (nobody,) = check_absent(["/new/"], "")
+    assert "without app_url" in nobody
