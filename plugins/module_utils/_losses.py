@@ -11,7 +11,8 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Rows that `migrate` itself adds for new models (create_contenttypes and create_permissions, handlers of Django's
 # post_migrate signal): adding such rows is no write of a user's. Changing or removing one is.
@@ -35,3 +36,20 @@ def compare(present: Iterator[bytes], backup: Iterator[bytes]) -> dict[str, int]
             result["updates"] += now.split() != then.split()
             now, then = next(present, None), next(backup, None)
     return result
+
+
+def describe(lost: Mapping[str, Mapping[str, Any]], limit: int = 10) -> str:
+    """Return *lost* in words: ``notes: 3 inserts, 1 update; …``."""
+    parts = []
+    for table, found in sorted(lost.items()):
+        if "unknown" in found:
+            parts.append(f"{table}: unknown, {found['unknown']}")
+            continue
+        words = []
+        for kind in ("inserts", "updates", "deletes"):
+            number = found.get(kind, 0)
+            if number:
+                words.append(f"{number} {kind[:-1] if number == 1 else kind}")
+        parts.append(f"{table}: {', '.join(words)}")
+    rest = len(parts) - limit
+    return "; ".join(parts[:limit]) + (f"; and {rest} more tables" if rest > 0 else "")

@@ -13,8 +13,8 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._due import entries_of, is_overdue, words
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOPTED
-from ansible_collections.runbook.deploy.plugins.module_utils._restore import describe
-from ansible_collections.runbook.deploy.plugins.module_utils._state import mismatches
+from ansible_collections.runbook.deploy.plugins.module_utils._losses import describe
+from ansible_collections.runbook.deploy.plugins.module_utils._measured import mismatches
 
 TITLES = {
     "success": "SUCCESS",

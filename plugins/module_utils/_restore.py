@@ -26,6 +26,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._backup import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._database import Damaged, Engine
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._losses import describe
 from ansible_collections.runbook.deploy.plugins.module_utils._openers import Opener
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -140,23 +141,6 @@ def restorer_of(engine: Engine) -> Restorer:
     from ansible_collections.runbook.deploy.plugins.module_utils._sqlite_restore import SqliteRestorer
 
     return SqliteRestorer(engine)
-
-
-def describe(lost: Mapping[str, Mapping[str, Any]], limit: int = 10) -> str:
-    """Return *lost* in words: ``notes: 3 inserts, 1 update; …``."""
-    parts = []
-    for table, found in sorted(lost.items()):
-        if "unknown" in found:
-            parts.append(f"{table}: unknown, {found['unknown']}")
-            continue
-        words = []
-        for kind in ("inserts", "updates", "deletes"):
-            number = found.get(kind, 0)
-            if number:
-                words.append(f"{number} {kind[:-1] if number == 1 else kind}")
-        parts.append(f"{table}: {', '.join(words)}")
-    rest = len(parts) - limit
-    return "; ".join(parts[:limit]) + (f"; and {rest} more tables" if rest > 0 else "")
 
 
 def require_consent(order: Order, lost: Mapping[str, Any], stopped: list[Opener]) -> None:

@@ -31,6 +31,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     read_json,
     remove_tree,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._measured import mismatches
 from ansible_collections.runbook.deploy.plugins.module_utils._previous import live_before
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._processes import application_processes
@@ -158,7 +159,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         own=deployment,
     )
     if params["expect"] and params["verdict"] in MEASURED:
-        wrong = _state.mismatches(state, params["expect"])
+        wrong = mismatches(state, params["expect"])
         expected = (
             f"release {params['expect'].get('release')} of deployment {params['expect'].get('deployment')}"
         )

@@ -205,9 +205,10 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     engine_of,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._losses import describe
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
-from ansible_collections.runbook.deploy.plugins.module_utils._restore import Order, describe, preview, restore
+from ansible_collections.runbook.deploy.plugins.module_utils._restore import Order, preview, restore
 
 
 def go_back(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:

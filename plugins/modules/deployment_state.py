@@ -244,6 +244,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     named,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._measured import is_current
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._source import (
     changed_files,
@@ -277,7 +278,7 @@ def compare(
             "release": release,
             "built": bool(known and known["built"]),
             "complete": bool(known and known["complete"]),
-            "current": _state.is_current(state, release),
+            "current": is_current(state, release),
             "commits": [],
             "files": [],
             "pending_by_file": [],

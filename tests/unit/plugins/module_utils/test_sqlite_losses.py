@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 
 import pytest
-from ansible_collections.runbook.deploy.plugins.module_utils._restore import describe
+from ansible_collections.runbook.deploy.plugins.module_utils._losses import describe
 from ansible_collections.runbook.deploy.plugins.module_utils._sqlite import uri
 from ansible_collections.runbook.deploy.plugins.module_utils._sqlite_losses import losses
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.sqlite_tools import execute

@@ -18,6 +18,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     Layout,
     replace_link,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._measured import is_current, mismatches
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.deployed_host import (
     D1,
     D2,
@@ -74,10 +75,10 @@ def test_a_live_host(live) -> None:
     assert "token" not in found["record"]
     assert found["space"]["free"] > 0
     assert found["problems"] == found["warnings"] == []
-    assert state.mismatches(found, expected()) == []
-    assert state.is_current(found, R1)
+    assert mismatches(found, expected()) == []
+    assert is_current(found, R1)
     assert found["settled"] is True
-    assert not state.is_current(found, R2)
+    assert not is_current(found, R2)
     assert live.tree() == before
 
 
@@ -86,7 +87,7 @@ def test_an_empty_host_is_a_first_deployment(host) -> None:
     assert (found["exists"], found["current"], found["target"], found["record"]) == (True, None, None, None)
     assert [service["running"] for service in found["services"]] == [False, False]
     assert codes(found) == []
-    assert not state.is_current(found, R1)
+    assert not is_current(found, R1)
 
 
 def test_the_old_release_that_still_answers_is_seen_whatever_current_says(live) -> None:
@@ -96,9 +97,9 @@ def test_the_old_release_that_still_answers_is_seen_whatever_current_says(live) 
     found = measure(live)
     assert found["current"]["release"] == R2
     assert found["services"][0]["release"] == R1
-    wrong = state.mismatches(found, expected(R2, D2))
+    wrong = mismatches(found, expected(R2, D2))
     assert wrong == [f"web answers from {R1}", f"worker answers from {R1}"]
-    assert not state.is_current(found, R2)
+    assert not is_current(found, R2)
 
 
 def test_a_dead_service_leaves_its_socket_and_does_not_answer(live) -> None:
@@ -106,12 +107,12 @@ def test_a_dead_service_leaves_its_socket_and_does_not_answer(live) -> None:
     live.kill(live.worker)
     found = measure(live)
     assert [service["running"] for service in found["services"]] == [False, False]
-    assert state.mismatches(found, expected()) == ["web does not answer", "worker does not run"]
-    assert not state.is_current(found, R1)
+    assert mismatches(found, expected()) == ["web does not answer", "worker does not run"]
+    assert not is_current(found, R1)
 
 
 def test_a_host_where_nothing_shall_be_live(live) -> None:
-    assert state.mismatches(measure(live), {"nothing": True}) == [
+    assert mismatches(measure(live), {"nothing": True}) == [
         "web still runs",
         "worker still runs",
         f"current is {R1}",
@@ -119,12 +120,12 @@ def test_a_host_where_nothing_shall_be_live(live) -> None:
     live.kill(live.web)
     live.kill(live.worker)
     live.layout.current.unlink()
-    assert state.mismatches(measure(live), {"nothing": True, "release": ""}) == []
+    assert mismatches(measure(live), {"nothing": True, "release": ""}) == []
 
 
 def test_a_leftover_instance_is_seen(live) -> None:
     live.start("web", D2, R1, address=str(live.layout.socket("web", D2)))
-    wrong = state.mismatches(measure(live), expected())
+    wrong = mismatches(measure(live), expected())
     assert wrong == [f"web of {D2} still runs"]
 
 
@@ -144,7 +145,7 @@ def test_who_has_the_port(host, ours: bool) -> None:
         assert service["deployment"] is None
         assert f"pid {child.pid}" in service["foreign"]
         assert codes(found) == ["address_taken"]
-        assert state.mismatches(found, {"release": R1})[-1].startswith("the address of web is held by")
+        assert mismatches(found, {"release": R1})[-1].startswith("the address of web is held by")
 
 
 @pytest.mark.parametrize("owner", ["ours", "another's"])
@@ -180,10 +181,10 @@ def test_a_port_held_by_a_process_that_cannot_be_looked_into(host, monkeypatch, 
     ],
 )
 def test_something_is_left_to_do(live, spoil) -> None:
-    assert state.is_current(measure(live), R1)
+    assert is_current(measure(live), R1)
     spoil(live)
     found = measure(live)
-    assert not state.is_current(found, R1)
+    assert not is_current(found, R1)
     assert found["settled"] is False
 
 
@@ -199,11 +200,11 @@ def test_migrations_are_compared_with_those_at_the_end_of_the_deployment(live) -
     found = measure(live, database=database, framework="django")
     assert found["applied"] == [["shop", "0001_a"]]
     assert found["heads"] == {"shop": ["0001_a"]}
-    assert state.is_current(found, R1)
+    assert is_current(found, R1)
     connection.execute("INSERT INTO django_migrations VALUES (2, 'shop', '0002_b', '')")
     connection.commit()
     connection.close()
-    assert not state.is_current(measure(live, database=database, framework="django"), R1)
+    assert not is_current(measure(live, database=database, framework="django"), R1)
 
 
 def test_a_damaged_database_and_a_damaged_record_are_told(live) -> None:
@@ -243,12 +244,10 @@ def test_releases_are_ordered_by_the_records(host) -> None:
 
 def test_an_adopted_installation_expects_its_unit_and_nothing_of_ours(live) -> None:
     found = measure(live)
-    wrong = state.mismatches(
-        {**found, "adopted": {"active": False}}, {"release": None, "deployment": ADOPTED}
-    )
+    wrong = mismatches({**found, "adopted": {"active": False}}, {"release": None, "deployment": ADOPTED})
     assert wrong == [f"web of {R1} runs", f"worker of {R1} runs", "the adopted service is not active"]
     quiet = {**found, "services": [], "adopted": {"active": True}}
-    assert state.mismatches(quiet, {"release": None, "deployment": ADOPTED}) == []
+    assert mismatches(quiet, {"release": None, "deployment": ADOPTED}) == []
 
 
 # What stands in the way
