@@ -20,6 +20,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window impo
 from ansible_collections.runbook.deploy.plugins.module_utils._due import parse_tasks
 from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import check_flags
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import WHEN as MAINTENANCE_WHEN
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import (
+    check as check_maintenance,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_told import parse_monitoring
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
 from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_absent, check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -167,6 +172,17 @@ VARIABLES: dict[str, Variable] = {
     "app_load_balancer": Variable(
         "dict", {}, "Takes each host out of HAProxy or nginx while it restarts: kind, host, backend."
     ),
+    "app_maintenance": Variable(
+        "dict",
+        {},
+        "How visitors are told of a maintenance: kind nginx, file or command, and who is let through.",
+    ),
+    "app_maintenance_when": Variable(
+        "str", "migrations", "When a deployment or rollback puts the maintenance page on.", MAINTENANCE_WHEN
+    ),
+    "app_maintenance_monitoring": Variable(
+        "list", [], "What is called when a maintenance begins and ends: name, begin, end.", secret=True
+    ),
     "app_window": Variable(
         "list", [], "When a deployment may begin: days, from, to and zone; always by default."
     ),
@@ -238,6 +254,7 @@ def parse_gates(gates: Any, where: str) -> Any:
 PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_gates": parse_gates,
     "app_gate_waivers": parse_waivers,
+    "app_maintenance_monitoring": parse_monitoring,
     "app_notifications": parse_notifications,
     "app_window": parse_windows,
     "app_approvals": parse_roles,
@@ -407,6 +424,12 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
     errors += _check_database(values)
     errors += check_store(values["app_backup_store"])
     errors += check_batch(values["app_batch"]) + check_balancer(values["app_load_balancer"])
+    errors += check_maintenance(
+        values["app_maintenance"],
+        values["app_maintenance_when"],
+        values["app_url"],
+        str(values["app_web_server"].get("listen", "")),
+    )
     errors += _keys("app_adopt", values["app_adopt"], ADOPT)
     if values["app_adopt"] and not values["app_adopt"].get("service"):
         errors.append("app_adopt has no service: name the unit that runs the application today.")

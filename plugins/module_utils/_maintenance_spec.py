@@ -85,10 +85,10 @@ def _fits(value: Any, wanted: str) -> bool:
     return all(isinstance(word, str) and word for word in value) and (wanted != WORDS or bool(value))
 
 
-def check(value: Mapping[str, Any], url: str = "", listen: str = "") -> list[str]:
+def check(value: Mapping[str, Any], when: str = "migrations", url: str = "", listen: str = "") -> list[str]:
     """Return what is wrong with ``app_maintenance``, a sentence each; nothing where it is empty.
 
-    :param url: ``app_url``, which smoke tests ask during the maintenance; :param listen: of ``app_web_server``.
+    :param when: ``app_maintenance_when``; :param url: ``app_url``, which smoke tests ask during the maintenance; :param listen: of ``app_web_server``.
     """
     if not value:
         return []
@@ -98,7 +98,7 @@ def check(value: Mapping[str, Any], url: str = "", listen: str = "") -> list[str
     known = KINDS[str(kind)]
     errors = []
     for key, found in value.items():
-        if key in ("kind", "when"):
+        if key == "kind":
             continue
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
@@ -113,10 +113,10 @@ def check(value: Mapping[str, Any], url: str = "", listen: str = "") -> list[str
     ]
     if errors:
         return errors
-    return _check_values(value, url, listen)
+    return _check_values(value, when, url, listen)
 
 
-def _check_values(value: Mapping[str, Any], url: str, listen: str) -> list[str]:
+def _check_values(value: Mapping[str, Any], when: str, url: str, listen: str) -> list[str]:
     errors = []
     for key in ("allow", "trusted_proxies"):
         errors += networks(value.get(key) or [], f"app_maintenance.{key}")[1]
@@ -139,7 +139,7 @@ def _check_values(value: Mapping[str, Any], url: str, listen: str) -> list[str]:
             f"app_maintenance has no probe, and app_web_server.listen is {listen!r}, from which it cannot be told: give the address at which "
             "each host reaches its own web server, such as https://127.0.0.1/."
         )
-    if value["kind"] == "nginx" and url and not value.get("allow") and value.get("when") != "never":
+    if value["kind"] == "nginx" and url and not value.get("allow") and when != "never":
         errors.append(
             "app_maintenance.allow is empty, so the smoke tests through app_url would get the page as everybody does: name the address that the "
             "controller has for the web server, or set app_maintenance_when to never."

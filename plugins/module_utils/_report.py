@@ -106,6 +106,21 @@ def restored(record: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def visitors(record: Mapping[str, Any]) -> str:
+    """Return what visitors had of the maintenance page of the run *record*, in words; "" where there was none."""
+    shown = [
+        phase.get("result", {}).get("maintenance") or {}
+        for phase in record.get("phases") or []
+        if phase.get("phase") in ("maintenance", "maintenance off") and phase.get("state") == "done"
+    ]
+    if shown and shown[-1].get("on"):
+        return "the maintenance page is on until it is taken off with playbooks/maintenance.yml -e maintenance=off, or its time is over"
+    found = record.get("downtime") or {}
+    if not found:
+        return ""
+    return f"visitors had the maintenance page for {found['seconds']:g} s, {found['since']} to {found['until']}"
+
+
 def terminal(facts: Mapping[str, Any]) -> list[str]:
     """Return the last lines of a run.
 
@@ -122,6 +137,8 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"  decision  {plan['level']}: {plan['reason']}")
     lines += [f"  left out  {text}" for text in plan.get("left_out") or []]
     lines += [f"  {label:<9} {text}" for label, text in restored(record).items()]
+    if visitors(record):
+        lines.append(f"  visitors  {visitors(record)}")
     if (record.get("backup") or {}).get("degraded"):
         lines.append(f"  DEGRADED  no copy of the backup: {record['backup']['degraded']}")
     live = live_on_primary(facts)
@@ -227,6 +244,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
             ("before", _release(record.get("previous"))),
             ("serving now", _release(live_on_primary(facts))),
             ("traffic taken", record.get("traffic_taken") or "never"),
+            *([("maintenance", visitors(record))] if visitors(record) else []),
             *([("outside the window", record["outside_window"])] if record.get("outside_window") else []),
         ],
     )
