@@ -20,11 +20,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window impo
 from ansible_collections.runbook.deploy.plugins.module_utils._due import parse_tasks
 from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import check_flags
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
-from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import WHEN as MAINTENANCE_WHEN
-from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import (
-    check as check_maintenance,
-)
-from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_told import parse_monitoring
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
 from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_absent, check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -178,7 +173,10 @@ VARIABLES: dict[str, Variable] = {
         "How visitors are told of a maintenance: kind nginx, file or command, and who is let through.",
     ),
     "app_maintenance_when": Variable(
-        "str", "migrations", "When a deployment or rollback puts the maintenance page on.", MAINTENANCE_WHEN
+        "str",
+        "migrations",
+        "When a deployment or rollback puts the maintenance page on.",
+        ("never", "migrations", "always"),
     ),
     "app_maintenance_monitoring": Variable(
         "list", [], "What is called when a maintenance begins and ends: name, begin, end.", secret=True
@@ -248,6 +246,29 @@ def parse_gates(gates: Any, where: str) -> Any:
     from ansible_collections.runbook.deploy.plugins.module_utils import _gates
 
     return _gates.parse_gates(gates, where)
+
+
+def parse_monitoring(items: Any, where: str) -> Any:
+    """See ``_maintenance_told.parse_monitoring``, which is loaded only where there is any."""
+    if not items:
+        return []
+    from ansible_collections.runbook.deploy.plugins.module_utils import _maintenance_told
+
+    return _maintenance_told.parse_monitoring(items, where)
+
+
+def check_maintenance(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with ``app_maintenance``, whose rules are loaded only where it is given."""
+    if not values["app_maintenance"]:
+        return []
+    from ansible_collections.runbook.deploy.plugins.module_utils import _maintenance_spec
+
+    return _maintenance_spec.check(
+        values["app_maintenance"],
+        values["app_maintenance_when"],
+        values["app_url"],
+        str(values["app_web_server"].get("listen", "")),
+    )
 
 
 # Lists that others read: each raises a Problem for what it cannot read.
@@ -424,12 +445,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
     errors += _check_database(values)
     errors += check_store(values["app_backup_store"])
     errors += check_batch(values["app_batch"]) + check_balancer(values["app_load_balancer"])
-    errors += check_maintenance(
-        values["app_maintenance"],
-        values["app_maintenance_when"],
-        values["app_url"],
-        str(values["app_web_server"].get("listen", "")),
-    )
+    errors += check_maintenance(values)
     errors += _keys("app_adopt", values["app_adopt"], ADOPT)
     if values["app_adopt"] and not values["app_adopt"].get("service"):
         errors.append("app_adopt has no service: name the unit that runs the application today.")

@@ -13,6 +13,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ def names(begin: float, end: float) -> list[str]:
     """
     found = []
     # The first 10 s that are not covered any more.
-    last = -(-int(end) // SMALL)
+    last = math.ceil(end / SMALL)
     tens = int(begin) // SMALL
     per = LARGE // SMALL
     while tens < last:

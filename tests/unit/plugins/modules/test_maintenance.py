@@ -239,7 +239,7 @@ def test_nginx_that_does_not_run_is_told_and_off_works_all_the_same(site, capsys
 
 
 def test_it_ends_by_itself_without_anybody(site, capsys):
-    # The flag of an hour that began an hour ago; nothing of ours runs, and nothing is touched any more.
+    # Nothing of ours runs meanwhile, and nothing is touched.
     well(site, capsys, "on", expires=1)
     deadline = time.monotonic() + 40
     while not serves(site):
