@@ -6,8 +6,9 @@
     run_all.py [STEP …]
 
 Each step is a target of the Makefile. Counts come from the reports that the tools write (JUnit XML below
-build/reports); a step that writes none is one test. Every step runs, whatever became of the earlier ones. The last
-line is `N passed, N failed`; the exit code is 0 only when nothing failed.
+build/reports); a step that writes none is one test. Every step runs, whatever became of the earlier ones. A step
+that is `beside` begins at once and computes beside those before it; its output comes in one piece, at its place. The
+last line is `N passed, N failed`; the exit code is 0 only when nothing failed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -30,11 +32,23 @@ class Step(NamedTuple):
     """A target; `reports` is the pattern of its JUnit files below build/reports, "" for a step that is one test.
 
     `itself`: the step's own success counts as a test beside those of its reports (a molecule run converges too).
+    `beside`: it only computes, mostly on one core, so that it may run beside the steps before it; never one that
+    measures time or waits for something.
     """
 
     target: str
     reports: str = ""
     itself: bool = False
+    beside: bool = False
+
+
+class Begun(NamedTuple):
+    """A step that runs; `log` takes what it prints where that is not on the terminal, `at` is of the monotonic clock."""
+
+    step: Step
+    child: subprocess.Popen[bytes]
+    log: Path | None
+    at: float
 
 
 STEPS = (
@@ -43,8 +57,9 @@ STEPS = (
     Step("lint-python"),
     Step("lint-format"),
     Step("lint-specs"),
+    # Beside the linters, and not beside tests, which run on a machine that they have for themselves.
+    Step("sanity", "sanity/*.xml", beside=True),
     Step("unit", "unit.xml"),
-    Step("sanity", "sanity/*.xml"),
     Step("build"),
     Step("molecule", "molecule-*.xml", itself=True),
     Step("gates", "molecule-gates.xml", itself=True),
@@ -109,24 +124,55 @@ def judge(step: Step, code: int, reports: list[str]) -> Count:
     return total
 
 
-def run(step: Step) -> tuple[Count, float]:
-    """Run one step with its output on the terminal; returns its count and its seconds."""
+def begin(step: Step, quietly: bool = False) -> Begun:
+    """Start one step, with its output on the terminal, or with `quietly` in a file beside the reports."""
     for old in REPORTS.glob(step.reports) if step.reports else ():
         old.unlink()
-    print(f"\n=== {step.target}", flush=True)
-    begun = time.monotonic()
     command = [os.environ.get("MAKE", "make"), "--no-print-directory", step.target]
-    child = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL)
-    try:
-        code = child.wait()
-    finally:
-        # Told to stop: the step stops what it started (a container engine) and is waited for.
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
-    seconds = time.monotonic() - begun
+    if quietly:
+        log = REPORTS / f"{step.target}.log"
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+    else:
+        log = None
+        print(f"\n=== {step.target}", flush=True)
+        child = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL)
+    return Begun(step, child, log, time.monotonic())
+
+
+def finish(begun: Begun) -> tuple[Count, float]:
+    """Wait for a step; returns its count and the seconds since it began."""
+    step = begun.step
+    code = begun.child.wait()
+    seconds = time.monotonic() - begun.at
+    if begun.log is not None:
+        print(f"\n=== {step.target}\n{begun.log.read_text(errors='replace')}", end="", flush=True)
     texts = [path.read_text() for path in sorted(REPORTS.glob(step.reports))] if step.reports else []
     return judge(step, code, texts), seconds
+
+
+def run(steps: list[Step]) -> Iterator[tuple[Step, Count, float]]:
+    """Run the steps one after the other, beside those that need not wait; yields what became of each, in their order."""
+    running: dict[str, Begun] = {}
+    try:
+        # A step that nothing is before has nothing to run beside, and shows its output as it comes.
+        for step in steps[1:]:
+            if step.beside:
+                running[step.target] = begin(step, quietly=True)
+        for step in steps:
+            if step.target not in running:
+                running[step.target] = begin(step)
+            count, seconds = finish(running[step.target])
+            yield step, count, seconds
+    finally:
+        # Told to stop: the steps stop what they started (a container engine) and are waited for.
+        left = [begun.child for begun in running.values() if begun.child.poll() is None]
+        for child in left:
+            child.terminate()
+        for child in left:
+            child.wait()
 
 
 def interrupted(number: int, _frame: FrameType | None) -> NoReturn:
@@ -140,8 +186,7 @@ def main() -> int:
     REPORTS.mkdir(parents=True, exist_ok=True)
     total = Count(0, 0)
     lines = []
-    for step in wanted:
-        count, seconds = run(step)
+    for step, count, seconds in run(wanted):
         total += count
         state = "failed" if count.failed else "ok"
         lines.append(

@@ -111,18 +111,49 @@ def test_an_unknown_step_is_no_success(project):
     assert re.fullmatch(r"0 passed, 0 failed", lines[-1])
 
 
+def test_what_only_computes_runs_beside_the_linters_and_its_output_is_in_one_piece(project):
+    """Each waits for the other: one after the other, the first would wait in vain."""
+    wait = "for n in $$(seq 600); do test -e {} && exit 0; sleep 0.05; done; exit 1"
+    report = f"mkdir -p build/reports/sanity; echo '{GOOD}' > build/reports/sanity/a.xml"
+    steps = {
+        "lint_yaml": f"echo linted; touch linting; {wait.format('checking')}",
+        "sanity": f"echo checked; touch checking; {report}; {wait.format('linting')}",
+        "unit": f"test ! -e over; touch over; echo '{GOOD}' > build/reports/unit.xml",
+    }
+    code, lines = run(project, *(name.replace("_", "-") for name in steps), **steps)
+    assert (code, lines[-1]) == (0, "3 passed, 0 failed")
+    told = [line for line in lines[: lines.index("=== summary")] if line]
+    assert told == ["=== lint-yaml", "linted", "=== sanity", "checked", "=== unit"]
+
+
+def test_what_fails_beside_the_linters_fails_the_run(project):
+    code, lines = run(project, "lint-yaml", "sanity", lint_yaml="true", sanity="echo it broke; false")
+    assert (code, lines[-1]) == (1, "1 passed, 1 failed")
+    assert "it broke" in lines
+
+
 def test_told_to_stop_it_stops_its_step_and_waits_for_it(project):
     mark = project / "stopped"
     child = f"import pathlib, signal, sys, time; signal.signal(15, lambda *_: (pathlib.Path('{mark}').touch(), sys.exit()))"
     (project / "child.py").write_text(f"{child}\nprint('ready', flush=True)\ntime.sleep(60)\n")
-    (project / "Makefile").write_text(f".PHONY: build\nbuild:\n\t@exec {sys.executable} child.py\n")
-    command = [sys.executable, str(project / "tests" / "run_all.py"), "build"]
+    rules = f".PHONY: lint-yaml sanity\nlint-yaml:\n\t@exec {sys.executable} child.py\n"
+    rules += f"sanity:\n\t@exec {sys.executable} beside.py\n"
+    (project / "beside.py").write_text(
+        f"{child.replace('stopped', 'beside')}\npathlib.Path('{project}/begun').touch()\ntime.sleep(60)\n"
+    )
+    (project / "Makefile").write_text(rules)
+    command = [sys.executable, str(project / "tests" / "run_all.py"), "lint-yaml", "sanity"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         for line in running.stdout:
             if line == "ready\n":
                 break
+        deadline = time.monotonic() + 30
+        while not (project / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         begun = time.monotonic()
         os.kill(running.pid, signal.SIGTERM)
-        assert running.wait(20) == 128 + signal.SIGTERM
+        assert running.wait(30) == 128 + signal.SIGTERM
     assert mark.exists()
-    assert time.monotonic() - begun < 10
+    assert (project / "beside").exists()
+    assert time.monotonic() - begun < 30
