@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window import parse_roles, parse_windows
-from ansible_collections.runbook.deploy.plugins.module_utils._due import parse_tasks
 from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import check_flags
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import parse_notifications
@@ -188,6 +187,9 @@ VARIABLES: dict[str, Variable] = {
     "app_notifications": Variable(
         "list", [], "Who is told by webhook or mail how a deployment begins and ends.", secret=True
     ),
+    "app_staging_proof": Variable(
+        "dict", {}, "What staging has to have proved of a commit: store, environment, require, max_age_days."
+    ),
     "app_due_tasks": Variable(
         "list", [], "Tasks that are due after a deployment: name, after or at, command or note."
     ),
@@ -271,7 +273,25 @@ def check_maintenance(values: Mapping[str, Any]) -> list[str]:
     )
 
 
-# Lists that others read: each raises a Problem for what it cannot read.
+def parse_tasks(tasks: Any, where: str) -> Any:
+    """See ``_due.parse_tasks``, loaded only where there are tasks, as :func:`parse_gates`."""
+    if not tasks:
+        return []
+    from ansible_collections.runbook.deploy.plugins.module_utils import _due
+
+    return _due.parse_tasks(tasks, where)
+
+
+def parse_proof(proof: Any, where: str) -> Any:
+    """See ``_staging_proof.parse_proof``, loaded only where a proof is asked for, as :func:`parse_gates`."""
+    if not proof:
+        return None
+    from ansible_collections.runbook.deploy.plugins.module_utils import _staging_proof
+
+    return _staging_proof.parse_proof(proof, where)
+
+
+# Values that others read: each raises a Problem for what it cannot read.
 PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_gates": parse_gates,
     "app_gate_waivers": parse_waivers,
@@ -280,6 +300,7 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_window": parse_windows,
     "app_approvals": parse_roles,
     "app_due_tasks": parse_tasks,
+    "app_staging_proof": parse_proof,
 }
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),

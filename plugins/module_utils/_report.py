@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._due import entries_of, is_overdue, words
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOPTED
 from ansible_collections.runbook.deploy.plugins.module_utils._losses import describe
 from ansible_collections.runbook.deploy.plugins.module_utils._measured import mismatches
@@ -332,6 +331,20 @@ def unsettled(host: str, state: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"{host}: {'; '.join(wrong)}: playbooks/rollback.yml --tags restart starts what is down and stops what is left over."
+    ]
+
+
+def overdue(record: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each task of *record* that should have been done by now."""
+    if not record.get("due"):
+        return []
+    # Loaded only where there are tasks.
+    from ansible_collections.runbook.deploy.plugins.module_utils import _due
+
+    return [
+        f"{_due.words(task)}; mark it with playbooks/due.yml."
+        for task in _due.entries_of(record)
+        if _due.is_overdue(task)
     ]
 
 
