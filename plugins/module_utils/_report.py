@@ -408,9 +408,7 @@ def status(facts: Mapping[str, Any]) -> list[str]:
     primary = states.get(facts.get("primary")) or {}
     target, record = primary.get("target"), primary.get("record")
     lines.append(f"rollback would go to: {_release(target)}")
-    attention += [
-        f"{words(task)}; mark it with playbooks/due.yml." for task in entries_of(record) if is_overdue(task)
-    ]
+    attention += overdue(record or {})
     if record:
         lines.append(
             f"record: {facts['root']}/deployments/{record['id']}.json ({record.get('verdict') or 'no verdict yet'})"

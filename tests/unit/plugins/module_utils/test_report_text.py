@@ -171,3 +171,17 @@ def test_the_copy_of_a_backup_is_named_and_so_is_that_there_is_none() -> None:
     record = {"id": "r", "backup": {"id": "b1", "store": None, "degraded": "The bucket is full."}}
     assert "DEGRADED: there is no copy" in markdown({**facts, "record": record})
     assert "  DEGRADED  no copy of the backup: The bucket is full." in terminal({**facts, "record": record})
+
+
+def test_a_task_that_is_overdue_needs_attention_until_it_is_done() -> None:
+    task = {"name": "look", "due": "2026-01-01T00:00:00Z", "state": "open", "command": [], "note": ""}
+    record = {
+        "id": "r",
+        "verdict": "success",
+        "due": [task, {**task, "due": "2999-01-01T00:00:00Z", "name": "later"}],
+    }
+    text = shown(state(service(), record=record))
+    assert "look: OVERDUE since 2026-01-01T00:00:00Z; mark it with playbooks/due.yml." in text
+    assert "later" not in text
+    done = {**record, "due": [{**task, "state": "done"}]}
+    assert "nothing needs attention." in shown(state(service(), record=done))
