@@ -9,11 +9,11 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client impor
     first_error,
     identifier,
     literal,
-    tool,
+    may_create,
+    said_version,
     version,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_dump import (
@@ -88,12 +89,6 @@ def logins(
     return own, Login(name, str(admin.get("password") or ""), admin.get("os_user") or None)
 
 
-def may_create(grants: str) -> bool:
-    """Return whether the text of ``SHOW GRANTS`` lets databases of our names be made and filled."""
-    wide = re.search(r"GRANT ALL PRIVILEGES ON (?:\*\.\*|`(?:%|runbook\\+_%)`\.\*)", grants)
-    return bool(wide)
-
-
 class Mysql(ServerEngine):
     """The engine ``mysql``: MySQL and MariaDB; ``app_database`` has name, user and, for a server elsewhere, host and port."""
 
@@ -148,10 +143,7 @@ class Mysql(ServerEngine):
         return {"server": self.server_version(), "mysqldump": self._dump_version()}
 
     def _dump_version(self) -> str:
-        done = subprocess.run(
-            [tool("mariadb-dump", "mysqldump"), "--version"], capture_output=True, text=True, check=False
-        )
-        return ".".join(str(part) for part in version(done.stdout))
+        return ".".join(str(part) for part in version(said_version(self.client.program("dump"))))
 
     def require_tools(self) -> None:
         """Refuse a client that is older than the server, or of the other maker: what it would leave out nobody knows.
@@ -160,11 +152,11 @@ class Mysql(ServerEngine):
         """
         server, client = self.server_version(), self._dump_version()
         old = version(client)[:2] < version(server)[:2]
-        # MariaDB's numbers began at 10 and MySQL's end at 9: a client of the other maker is never "newer".
-        other = ("MariaDB" in server) != (version(client) >= (10,))
+        # Each counts for himself: a client of the other maker is never "newer".
+        other = ("MariaDB" in server) != ("MariaDB" in said_version(self.client.program("dump")))
         if old or other:
             raise Problem(
-                f"mysqldump on this host is {client}, but the server at {self.client.address()} is {server}: install the client of the "
+                f"mysqldump on this host is {'MariaDB' if ('MariaDB' in server) != other else 'MySQL'}'s {client}, but the server at {self.client.address()} is {server}: install the client of the "
                 "server's maker, of its version or newer, on this host."
             )
 
@@ -211,9 +203,15 @@ class Mysql(ServerEngine):
     def read_catalog(self, database: str | None) -> dict[str, str]:
         """Return the digest of every definition, by ``kind name``."""
         rows = self.maker.rows(
-            {"k": "k", "n": "n", "d": "MD5(t)"}, f"FROM ({CATALOG}) AS found ORDER BY k, n", database
+            {"k": "k", "n": "n", "t": "t"}, f"FROM ({CATALOG}) AS found ORDER BY k, n", database
         )
-        return {f"{row['k']} {row['n']}": row["d"] for row in rows}
+        # MD5 as ever, so that older manifests can be compared; MySQL 9.6 has taken that function away.
+        return {
+            f"{row['k']} {row['n']}": hashlib.md5(
+                (row["t"] or "").encode("utf-8", "surrogatepass"), usedforsecurity=False
+            ).hexdigest()
+            for row in rows
+        }
 
     def live_violations(self) -> list[list[Any]]:
         """See :meth:`Engine.live_violations`."""
@@ -226,10 +224,32 @@ class Mysql(ServerEngine):
             found.append(self.trial._no_rights("app_database.scratch"))
         if not self.has_admin and not may_create(self.client.statements(["SHOW GRANTS"])):
             found.append(self._no_rights())
+        found += self._logged()
         other = self._not_transactional()
         if other and self.database.get("nontransactional") != "lock":
             found.append(self._mixed(other))
         return found
+
+    def _logged(self) -> list[str]:
+        """Return that triggers and functions cannot be made again: with a binary log, MySQL's default, that takes an administrator.
+
+        Reference manual, "Stored Program Binary Logging".
+        """
+        if self.has_admin or self.client.value("SELECT @@log_bin > @@log_bin_trust_function_creators") != "1":
+            return []
+        rows = self.client.rows(
+            {"n": "n"},
+            "FROM (SELECT TRIGGER_NAME n FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() UNION ALL SELECT ROUTINE_NAME "
+            "FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = DATABASE() AND ROUTINE_TYPE = 'FUNCTION') AS found LIMIT 5",
+        )
+        grants = self.client.statements(["SHOW GRANTS"])
+        if not rows or re.search(r"GRANT (?:ALL PRIVILEGES|[^\n]*\bSUPER\b[^\n]*) ON \*\.\*", grants):
+            return []
+        return [
+            f"The database {self.place()} has triggers or functions ({', '.join(row['n'] for row in rows)}), and with the server's binary log "
+            "only an administrator may make them, so that no backup can be proved by a restore and none restored: name one in "
+            "app_database_admin, or set log_bin_trust_function_creators on the server."
+        ]
 
     def _no_rights(self, variable: str = "app_database") -> str:
         user = self.client.login.user or f"of {variable}"
@@ -238,9 +258,12 @@ class Mysql(ServerEngine):
             lost, instead = "no backup can be proved by a restore there", variable
         elif self.trial is not self:
             lost = "none can be restored"
+        account = f"{user}@…"
+        with contextlib.suppress(Problem):
+            account = self._account()
         return (
             f"The user {user} may not create databases at {self.client.address()}, so that {lost}: allow it for the names that are used "
-            f"(GRANT ALL ON `{PATTERN}`.* TO {user}@…), or name a user that may in {instead}."
+            f"(GRANT ALL ON `{PATTERN}`.* TO {account}), or name a user that may in {instead}."
         )
 
     def _not_transactional(self) -> list[str]:
@@ -278,9 +301,19 @@ class Mysql(ServerEngine):
     def dump_command(self, options: str, database: str, *more: str) -> list[str]:
         """Return the command that dumps *database*; nothing in the dump names it."""
         return [
-            tool("mariadb-dump", "mysqldump"), options, "--quick", "--routines", "--events", "--triggers", "--hex-blob",
-            "--default-character-set=utf8mb4", "--no-tablespaces", *more, database,
+            self.maker.program("dump"), options, "--quick", "--routines", "--events", "--triggers", "--hex-blob",
+            "--default-character-set=utf8mb4", "--no-tablespaces", *self.dump_options(), *more, database,
         ]  # fmt: skip
+
+    def dump_options(self) -> list[str]:
+        """Return what MySQL's own mysqldump has to be told, and MariaDB's does not know.
+
+        Without the first a dump sets the server's GTIDs when it is restored, which needs an administrator and is refused where
+        the server has any; without the second that of 8.0 asks for histograms, which needs rights, too.
+        """
+        if "MariaDB" in said_version(self.maker.program("dump")):
+            return []
+        return ["--set-gtid-purged=OFF", "--loose-column-statistics=0"]
 
     def _write(self, target: Path, counter: Counter, more: list[str]) -> None:
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -386,7 +419,7 @@ class Mysql(ServerEngine):
         silenced: set[bytes] = set()
         with self.maker.options() as options:
             argv = [
-                tool("mariadb", "mysql"),
+                self.maker.program("client"),
                 options,
                 "--default-character-set=utf8mb4",
                 "--comments",
@@ -409,7 +442,13 @@ class Mysql(ServerEngine):
         :raises Problem: at the first error.
         """
         with self.maker.options() as options:
-            argv = [tool("mariadb", "mysql"), options, "--default-character-set=utf8mb4", "--comments", name]
+            argv = [
+                self.maker.program("client"),
+                options,
+                "--default-character-set=utf8mb4",
+                "--comments",
+                name,
+            ]
             errors = feed(argv, self.maker.login.os_user, sql.splitlines(keepends=True))
         if errors:
             raise self.maker.problem(name, errors)
@@ -428,12 +467,13 @@ class Mysql(ServerEngine):
 
     def snapshot(self, scratch: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`Engine.snapshot`."""
-        from ansible_collections.runbook.deploy.plugins.module_utils._mysql_losses import fingerprint
+        from ansible_collections.runbook.deploy.plugins.module_utils import _mysql_losses
 
         name = scratch["name"]
         rows = {}
+        shapes = _mysql_losses.tables_of(self.client, name)
         for table in self.tables(name):
-            number, total = fingerprint(self.client, name, table, None)
+            number, total = _mysql_losses.fingerprint(self.client, name, table, shapes[table])
             rows[table] = f"{number} rows, {total}"
         return {"schema": self.read_catalog(name), "rows": rows}
 

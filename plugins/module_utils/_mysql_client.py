@@ -9,6 +9,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -59,6 +60,50 @@ def tool(*names: str) -> str:
     raise Problem(
         f"The program {names[0]} is not installed on this host: install it (apt-get install mariadb-client)."
     )
+
+
+# The rights on databases of these names that making, filling, exchanging and dropping them takes.
+NEEDED = frozenset(
+    [
+        "SELECT",
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "CREATE",
+        "DROP",
+        "REFERENCES",
+        "INDEX",
+        "ALTER",
+        "LOCK TABLES",
+        "EXECUTE",
+        "CREATE VIEW",
+        "SHOW VIEW",
+        "CREATE ROUTINE",
+        "ALTER ROUTINE",
+        "EVENT",
+        "TRIGGER",
+    ]
+)
+# What Debian calls the programs, MariaDB's name first; MySQL's have the second one only, and MariaDB's have it too.
+PROGRAMS = {"client": ("mariadb", "mysql"), "dump": ("mariadb-dump", "mysqldump")}
+PLACES = ("/usr/local/bin", "/usr/bin", "/bin")
+
+
+@functools.lru_cache(maxsize=64)
+def said_version(path: str) -> str:
+    """Return the answer of the program at *path* to ``--version``."""
+    return run([path, "--version"], cwd="/", timeout=30).stdout.strip()
+
+
+def installed(kind: str) -> dict[str, str]:
+    """Return the path of the first installed program of *kind* (of :data:`PROGRAMS`) of each maker, ``mariadb`` and ``mysql``."""
+    found: dict[str, str] = {}
+    for place in [*os.environ.get("PATH", "").split(os.pathsep), *PLACES]:
+        for name in PROGRAMS[kind]:
+            path = shutil.which(name, path=place) if place else None
+            if path:
+                found.setdefault("mariadb" if "MariaDB" in said_version(path) else "mysql", path)
+    return found
 
 
 def option(text: str) -> str:
@@ -113,24 +158,62 @@ class Client:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
-    def mysql(self, options: str) -> list[str]:
+    @functools.cached_property
+    def maker(self) -> str:
+        """Return who made the server, ``mariadb`` or ``mysql``, as the first client says that gets an answer.
+
+        MySQL's clients and MariaDB's differ in what they take for granted of a certificate, and in what a dump begins with.
+        """
+        problems = []
+        for path in installed("client").values():
+            try:
+                words = self.statements(["SELECT VERSION()"], "", program=path)
+            except Problem as problem:
+                problems.append(problem)
+            else:
+                return "mariadb" if "MariaDB" in words else "mysql"
+        if problems:
+            raise problems[0]
+        tool(*PROGRAMS["client"])
+        return "mariadb"
+
+    def program(self, kind: str) -> str:
+        """Return the path of the client of *kind* (of :data:`PROGRAMS`): of the server's maker where two are installed.
+
+        :raises Problem: when none is installed.
+        """
+        found = installed(kind)
+        if len(found) > 1:
+            return found[self.maker]
+        return next(iter(found.values()), "") or tool(*PROGRAMS[kind])
+
+    def mysql(self, options: str, program: str | None = None) -> list[str]:
         """Return the beginning of a command of the client; *options* must come first."""
         return [
-            tool("mariadb", "mysql"), options, f"--connect-timeout={CONNECT}", "--default-character-set=utf8mb4", "--batch",
+            program or self.program("client"), options, f"--connect-timeout={CONNECT}", "--default-character-set=utf8mb4", "--batch",
             "--raw", "--skip-column-names", "--quick",
-            f"--init-command=SET SESSION lock_wait_timeout={LOCK_SECONDS}, time_zone='+00:00'",
+            f"--init-command=SET SESSION lock_wait_timeout={LOCK_SECONDS}, time_zone='+00:00', group_concat_max_len=1048576",
         ]  # fmt: skip
 
     def statements(
-        self, statements: Sequence[str], database: str | None = None, timeout: float = STATEMENT
+        self,
+        statements: Sequence[str],
+        database: str | None = None,
+        timeout: float = STATEMENT,
+        program: str | None = None,
     ) -> str:
-        """Run *statements* in one session, *database* "" for none; return their output.
+        """Run *statements* in one session, *database* "" for none, by the client *program*; return their output.
 
         :raises Problem: with the server's words.
         """
         chosen = self.name if database is None else database
         with self.options() as options:
-            argv = [*self.mysql(options), "-e", ";\n".join(statements), *([chosen] if chosen else [])]
+            argv = [
+                *self.mysql(options, program),
+                "-e",
+                ";\n".join(statements),
+                *([chosen] if chosen else []),
+            ]
             done = run(argv, cwd="/", user=self.login.os_user, timeout=timeout, secrets=self.secrets)
         if done.rc != 0:
             raise self.problem(chosen, done.stderr, done.timed_out, timeout)
@@ -177,6 +260,11 @@ def advice(said: str) -> str:
         return "create it, or correct app_database.name"
     if "1045" in said or "1698" in said:
         return "correct the user and password of app_database (or app_database_admin)"
+    if "1419" in said:
+        return (
+            "with a binary log triggers and functions are an administrator's: name one in app_database_admin, or have the server set "
+            "log_bin_trust_function_creators"
+        )
     # The dump's own words for routines that another account has defined have no number.
     if any(words in said for words in ("1044", "1142", "1227", "1370", "insufficient privileges")):
         return "grant that right, or name a user that has it in app_database_admin"
@@ -187,6 +275,15 @@ def advice(said: str) -> str:
     if "1205" in said:
         return "another session holds a lock: end its transaction (SHOW PROCESSLIST) and try again"
     return "see the server's log, correct that and try again"
+
+
+def may_create(grants: str) -> bool:
+    """Return whether the text of ``SHOW GRANTS`` lets databases of our names be made and filled."""
+    for given in re.finditer(r"GRANT (.+?) ON (?:\*\.\*|`(?:%|runbook\\+_%)`\.\*) TO ", grants):
+        # MySQL has words for each right that a user has on everything, MariaDB says ALL PRIVILEGES.
+        if given.group(1) == "ALL PRIVILEGES" or set(given.group(1).split(", ")) >= NEEDED:
+            return True
+    return False
 
 
 def version(text: str) -> tuple[int, ...]:

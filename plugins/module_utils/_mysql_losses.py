@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import run
 from ansible_collections.runbook.deploy.plugins.module_utils._database import MIGRATION_TABLES
@@ -44,16 +44,28 @@ BYTES = (
 TABLES = "FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') ORDER BY TABLE_NAME"
 
 
-def columns_of(client: Client, database: str, table: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the ordinary columns of *table* (name to type, bytes, default) and the columns of its primary key."""
+class Table(NamedTuple):
+    """The ordinary columns of a table (name to type, bytes, default), and the columns of its primary key."""
+
+    columns: dict[str, dict[str, Any]]
+    key: list[str]
+
+
+def tables_of(client: Client, database: str) -> dict[str, Table]:
+    """Return what the tables and views of *database* are made of."""
     rows = client.rows(
-        {"n": "COLUMN_NAME", "t": "COLUMN_TYPE", "d": "DATA_TYPE", "v": "COLUMN_DEFAULT", "k": "COLUMN_KEY"},
-        f"FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {literal(table)} "
-        "AND COALESCE(GENERATION_EXPRESSION, '') = '' ORDER BY ORDINAL_POSITION",
+        {"r": "TABLE_NAME", "n": "COLUMN_NAME", "t": "COLUMN_TYPE", "d": "DATA_TYPE", "v": "COLUMN_DEFAULT", "k": "COLUMN_KEY"},
+        "FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() AND COALESCE(GENERATION_EXPRESSION, '') = '' "
+        "ORDER BY TABLE_NAME, ORDINAL_POSITION",
         database,
-    )
-    columns = {row["n"]: {"type": row["t"], "bytes": row["d"] in BYTES, "default": row["v"]} for row in rows}
-    return columns, [row["n"] for row in rows if row["k"] == "PRI"]
+    )  # fmt: skip
+    result: dict[str, Table] = {}
+    for row in rows:
+        table = result.setdefault(row["r"], Table({}, []))
+        table.columns[row["n"]] = {"type": row["t"], "bytes": row["d"] in BYTES, "default": row["v"]}
+        if row["k"] == "PRI":
+            table.key.append(row["n"])
+    return result
 
 
 def text(names: Sequence[str], columns: dict[str, dict[str, Any]]) -> str:
@@ -69,14 +81,18 @@ def text(names: Sequence[str], columns: dict[str, dict[str, Any]]) -> str:
     return f"CONCAT_WS('|', {', '.join(parts)})"
 
 
-def fingerprint(client: Client, database: str, table: str, names: Sequence[str] | None) -> tuple[int, str]:
-    """Return the number of rows of *table* and the sum of the first 48 bits of their digests over *names* (None: all columns)."""
-    columns, _key = columns_of(client, database, table)
-    row = text(sorted(columns) if names is None else names, columns)
+def fingerprint(
+    client: Client, database: str, table: str, shape: Table, names: Sequence[str] | None = None
+) -> tuple[int, str]:
+    """Return the number of rows of *table* and the sum of the first 48 bits of their digests over *names* (None: all columns).
+
+    SHA2 as MySQL has no MD5 since 9.6.
+    """
+    row = text(sorted(shape.columns) if names is None else names, shape.columns)
     found = client.rows(
         {
             "n": "COUNT(*)",
-            "s": f"COALESCE(CAST(SUM(CAST(CONV(LEFT(MD5({row}), 12), 16, 10) AS UNSIGNED)) AS CHAR), '0')",
+            "s": f"COALESCE(CAST(SUM(CAST(CONV(LEFT(SHA2({row}, 256), 12), 16, 10) AS UNSIGNED)) AS CHAR), '0')",
         },
         f"FROM {identifier(table)}",
         database,
@@ -85,11 +101,11 @@ def fingerprint(client: Client, database: str, table: str, names: Sequence[str] 
 
 
 def write_rows(
-    client: Client, database: str, table: str, key: Sequence[str], names: Sequence[str], target: BinaryIO
+    client: Client, database: str, table: str, shape: Table, names: Sequence[str], target: BinaryIO
 ) -> None:
     """Write a line for each row to *target*: the digest of its key and the digest of *names*, sorted by the first."""
-    columns, _key = columns_of(client, database, table)
-    sql = f"SELECT MD5({text(key, columns)}) COLLATE utf8mb4_bin AS k, MD5({text(names, columns)}) FROM {identifier(table)} ORDER BY k"
+    columns, key = shape
+    sql = f"SELECT SHA2({text(key, columns)}, 256) COLLATE utf8mb4_bin AS k, SHA2({text(names, columns)}, 256) FROM {identifier(table)} ORDER BY k"
     with client.options() as options:
         done = run(
             [*client.mysql(options), "-e", sql, database],
@@ -103,9 +119,14 @@ def write_rows(
     target.write(done.stdout.encode())
 
 
-def table_losses(client: Client, present: str, backup: str, table: str) -> dict[str, Any]:
-    """Return ``{inserts, updates, deletes}`` of a table that both databases have, or ``{"unknown": reason}``."""
-    (new, key), (old, old_key) = columns_of(client, present, table), columns_of(client, backup, table)
+def table_losses(
+    client: Client, present: str, backup: str, table: str, shapes: tuple[Table, Table]
+) -> dict[str, Any]:
+    """Return ``{inserts, updates, deletes}`` of a table that both databases have, or ``{"unknown": reason}``.
+
+    :param shapes: the table in *present*, and in *backup*.
+    """
+    (new, key), (old, old_key) = shapes
     both = [name for name in new if name in old]
     changed = [name for name in both if new[name]["type"] != old[name]["type"]]
     if changed:
@@ -122,13 +143,15 @@ def table_losses(client: Client, present: str, backup: str, table: str) -> dict[
             return {"unknown": f"{count} rows have a value in the column {name}, which the backup lacks"}
     if not both:
         return {"unknown": "it has no column in common with the backup's"}
-    if fingerprint(client, present, table, both) == fingerprint(client, backup, table, both):
+    if fingerprint(client, present, table, shapes[0], both) == fingerprint(
+        client, backup, table, shapes[1], both
+    ):
         return {}
     if not key or key != old_key:
         return {"unknown": "its rows differ, and it has no key by which they could be told apart"}
     with tempfile.TemporaryFile() as now, tempfile.TemporaryFile() as then:
-        write_rows(client, present, table, key, both, now)
-        write_rows(client, backup, table, key, both, then)
+        write_rows(client, present, table, shapes[0], both, now)
+        write_rows(client, backup, table, shapes[1], both, then)
         for stream in (now, then):
             stream.seek(0, os.SEEK_SET)
         lines = [(line for line in stream if line.strip()) for stream in (now, then)]
@@ -138,6 +161,8 @@ def table_losses(client: Client, present: str, backup: str, table: str) -> dict[
 def losses(client: Client, present: str, backup: str, framework: str) -> dict[str, dict[str, Any]]:
     """Return what going from the database *present* back to *backup* would lose, by table; see ``_losses.py``."""
     known = {row["n"] for row in client.rows({"n": "TABLE_NAME"}, TABLES, backup)}
+    new, old = tables_of(client, present), tables_of(client, backup)
+    nothing = Table({}, [])
     result: dict[str, dict[str, Any]] = {}
     for row in client.rows({"n": "TABLE_NAME"}, TABLES, present):
         table = row["n"]
@@ -145,7 +170,8 @@ def losses(client: Client, present: str, backup: str, framework: str) -> dict[st
             continue
         try:
             if table in known:
-                found = table_losses(client, present, backup, table)
+                shapes = new.get(table, nothing), old.get(table, nothing)
+                found = table_losses(client, present, backup, table, shapes)
             else:
                 count = int(client.value(f"SELECT COUNT(*) FROM {identifier(table)}", present))
                 found = {"inserts": count, "updates": 0, "deletes": 0}

@@ -29,7 +29,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     write_json,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql import Mysql
-from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client import identifier, tool
+from ansible_collections.runbook.deploy.plugins.module_utils._mysql_client import identifier
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_dump import awake, quiet
 from ansible_collections.runbook.deploy.plugins.module_utils._mysql_losses import losses
 from ansible_collections.runbook.deploy.plugins.module_utils._openers import Opener
@@ -239,8 +239,8 @@ class MysqlRestorer(ServerRestorer):
             views = self._views(name)
             if views:
                 scripts.append(
-                    [tool("mariadb-dump", "mysqldump"), options, "--no-data", "--skip-triggers", "--skip-lock-tables",
-                     "--default-character-set=utf8mb4", "--no-tablespaces", name, *views]
+                    [engine.maker.program("dump"), options, "--no-data", "--skip-triggers", "--skip-lock-tables",
+                     "--default-character-set=utf8mb4", "--no-tablespaces", *engine.dump_options(), name, *views]
                 )  # fmt: skip
             for argv in scripts:
                 done = run(

@@ -295,7 +295,13 @@ SERVERS = {"postgresql": Postgresql, "mysql": Mariadb}
 @contextlib.contextmanager
 def serving(engine: str) -> Iterator[Server]:
     """Start a server of *engine*, and end it."""
-    server = SERVERS[engine]()
+    if engine == "mysql" and os.environ.get("MYSQL_BIN"):
+        # MySQL's own server instead of MariaDB's: see there.
+        from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.mysql_server import Mysql
+
+        server: Server = Mysql()
+    else:
+        server = SERVERS[engine]()
     try:
         yield server
     finally:

@@ -1,7 +1,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Backups and restores of a real MariaDB server: what is in them, what is lost, and what a fault leaves behind."""
+"""Backups and restores of a real MariaDB server (or MySQL's own, by MYSQL_BIN): what is in them, what is lost, and what a fault leaves behind."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _restore
+from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _former, _restore
 from ansible_collections.runbook.deploy.plugins.module_utils import _mysql as mysql
+from ansible_collections.runbook.deploy.plugins.module_utils import _mysql_client as client_of
 from ansible_collections.runbook.deploy.plugins.module_utils import _mysql_dump as mysql_dump
 from ansible_collections.runbook.deploy.plugins.module_utils import _mysql_restore as swapping
 from ansible_collections.runbook.deploy.plugins.module_utils._database import Damaged, engine_of
@@ -40,6 +41,7 @@ from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_s
     Server,
     serving,
 )
+from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.mysql_server import OWN, portable
 
 SCRATCH = "20261121T010101-abcd"
 GRANT = r"GRANT ALL ON `runbook\\_%`.* TO app@'{host}'"
@@ -60,10 +62,20 @@ SCHEMA = (
     "CREATE TRIGGER loud BEFORE INSERT ON note FOR EACH ROW SET NEW.body = upper(NEW.body)",
     "CREATE PROCEDURE one() SELECT 1",
     "CREATE PROCEDURE two() BEGIN\nINSERT INTO `plain` VALUES ('y');\n-- Dump completed\nEND",
-    "CREATE TABLE past (id int PRIMARY KEY) WITH SYSTEM VERSIONING",
-    "INSERT INTO past VALUES (1)",
-    "CREATE SEQUENCE numbers",
-    "SELECT nextval(numbers)",
+    *(
+        [
+            "CREATE TABLE past (id int PRIMARY KEY) COLLATE utf8mb4_0900_ai_ci",
+            "INSERT INTO past VALUES (1)",
+            "CREATE TABLE numbers (id int PRIMARY KEY, twice int AS (id * 2) STORED, words json, wide varchar(50) INVISIBLE)",
+        ]
+        if OWN
+        else [
+            "CREATE TABLE past (id int PRIMARY KEY) WITH SYSTEM VERSIONING",
+            "INSERT INTO past VALUES (1)",
+            "CREATE SEQUENCE numbers",
+            "SELECT nextval(numbers)",
+        ]
+    ),
     "CREATE EVENT tick ON SCHEDULE EVERY 1 DAY DO DELETE FROM plain WHERE words = 'never'",
 )
 COUNTS = {
@@ -74,6 +86,7 @@ COUNTS = {
     "odd `name (x)": 1,
     "past": 1,
     "plain": 2,
+    **({"numbers": 0} if OWN else {}),
 }
 
 
@@ -108,7 +121,7 @@ def as_app(server: Server, *statements: str, database: str = "shop") -> list[Any
     try:
         with connection.cursor() as cursor:
             for statement in statements:
-                cursor.execute(statement)
+                cursor.execute(portable(statement))
             connection.commit()
             return list(cursor.fetchall())
     finally:
@@ -289,7 +302,7 @@ def test_a_damaged_dump_cannot_be_read_whole(
 def test_a_full_disk_is_named_and_leaves_nothing(layout: Layout, server: Server) -> None:
     if os.geteuid():
         pytest.skip("only root can mount a small file system")
-    as_app(server, "INSERT INTO note (body) SELECT md5(seq * rand()) FROM seq_1_to_150000")
+    as_app(server, "INSERT INTO note (body) SELECT sha2(seq * rand(), 256) FROM seq_1_to_150000")
     layout.backups.mkdir(mode=0o700)
     if os.system(f"mount -t tmpfs -o size=2m none {layout.backups}"):
         pytest.skip("no file system can be mounted here")
@@ -370,6 +383,24 @@ def test_a_user_without_the_right_is_told_what_to_grant(layout: Layout, server: 
     finally:
         for host in ("%", "localhost"):
             server.sql(GRANT.format(host=host).replace("\\\\", "\\"), None)
+
+
+@pytest.mark.skipif(not OWN, reason="MariaDB has no binary log by default; make test-mysql runs this")
+def test_triggers_that_only_an_administrator_may_make_again(layout: Layout, server: Server) -> None:
+    server.sql("SET GLOBAL log_bin_trust_function_creators = OFF", None)
+    try:
+        assert "triggers or functions (loud)" in engine_for(server).warnings()[0]
+        with pytest.raises(Problem, match="error 1419.*with a binary log triggers.*app_database_admin"):
+            take(layout, server)
+        assert leftovers(layout) == [] and databases(server) == ["shop"]
+        administrator = engine_of(
+            {**server.database, "password": PASSWORD, "host": str(server.directory / "s"), "port": None},
+            {"user": "root"},
+        )
+        assert administrator.warnings() == []
+        assert take(layout, server, administrator).manifest["counts"] == COUNTS
+    finally:
+        server.sql("SET GLOBAL log_bin_trust_function_creators = ON", None)
 
 
 # What a restore loses, and keeps
@@ -657,6 +688,40 @@ def test_words() -> None:
     assert not mysql.may_create("GRANT ALL PRIVILEGES ON `shop`.* TO `app`@`%`")
 
 
+def test_rights_in_the_words_of_mysql() -> None:
+    words = ", ".join(sorted(client_of.NEEDED))
+    assert mysql.may_create(f"GRANT {words}, SUPER ON *.* TO `root`@`localhost` WITH GRANT OPTION")
+    assert not mysql.may_create(f"GRANT {words.replace('CREATE VIEW, ', '')} ON *.* TO `app`@`%`")
+    assert not mysql.may_create(
+        "GRANT USAGE ON *.* TO `app`@`%`\nGRANT ALL PRIVILEGES ON `shop`.* TO `app`@`%`"
+    )
+
+
+MARIADB, MYSQL = "Ver 10.19 Distrib 10.11.19-MariaDB, for debian-linux-gnu", "Ver 8.4.6 for Linux on x86_64"
+
+
+@pytest.mark.parametrize(
+    ("programs", "maker", "dump"),
+    [
+        ({"mariadb-dump": MARIADB, "mysqldump": MARIADB}, "mysql", "mariadb-dump"),
+        ({"mysqldump": MYSQL}, "mariadb", "mysqldump"),
+        ({"mariadb-dump": MARIADB, "mysqldump": MYSQL}, "mysql", "mysqldump"),
+        ({"mariadb-dump": MARIADB, "mysqldump": MYSQL}, "mariadb", "mariadb-dump"),
+    ],
+)
+def test_of_two_makers_clients_the_one_of_the_server_s_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: dict[str, str], maker: str, dump: str
+) -> None:
+    for name, words in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{name}  {words}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(client_of, "PLACES", ())
+    client = Client({"name": "shop"}, Login("app", "", None))
+    monkeypatch.setitem(client.__dict__, "maker", maker)
+    assert client.program("dump") == str(tmp_path / dump)
+
+
 def test_the_file_with_the_password_is_private_and_gone_afterwards(server: Server) -> None:
     client = Client({"name": "shop", "host": "127.0.0.1", "port": server.port}, Login("app", "a#b c", None))
     with client.options() as argument:
@@ -664,3 +729,58 @@ def test_the_file_with_the_password_is_private_and_gone_afterwards(server: Serve
         assert path.stat().st_mode & 0o777 == 0o600
         assert 'password="a#b c"' in path.read_text()
     assert not path.exists()
+
+
+# What restores have put aside
+
+
+def test_former_databases_go_when_they_are_old_ours_and_unused(
+    layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(layout, server)
+    stem = "runbook_shop_broken_2026010{}t000000"
+    names = swapping.MysqlRestorer.names
+    for day in (1, 2, 3):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                swapping.MysqlRestorer,
+                "names",
+                lambda self, kind, day=day: stem.format(day) if kind == "broken" else names(self, kind),
+            )
+            assert restore(layout, server, consent=True)["kept"] == stem.format(day)
+    # Of such a name, but nobody's business.
+    foreign = [
+        "runbook_shop2_broken_20250101t000000",
+        "runbook_shop_broken_20250101t000000",
+        "runbook_shop_broken_mine",
+    ]
+    for name in foreign:
+        server.sql(f"CREATE DATABASE {name}", None)
+    everything = databases(server)
+    engine = engine_for(server)
+    record = {"verdict": "success", "phases": [{"phase": "restore", "result": {"kept": stem.format(2)}}]}
+    assert _former.prune(layout, engine, [], 0) == ([], [])
+    found = _former.survey(layout, engine, [record], 30)
+    assert {each["name"]: each["state"] for each in found} == {
+        stem.format(3): "newest",
+        stem.format(2): "pinned",
+        stem.format(1): "surplus",
+        foreign[1]: "foreign",
+    }
+    assert found[0]["size"] > 10_000
+    as_app(server, f"CREATE VIEW gone AS SELECT * FROM `{stem.format(1)}`.note")
+    gone, errors = _former.prune(layout, engine, [record], 30)
+    assert gone == [] and "in use by view shop.gone" in errors[0]
+    as_app(server, "DROP VIEW gone")
+    somebody = server.connect(stem.format(1))
+    gone, errors = _former.prune(layout, engine, [record], 30)
+    assert gone == [] and "in use by session" in errors[0]
+    assert databases(server) == everything
+    somebody.close()
+    deadline = time.monotonic() + 20
+    while (
+        _former.prune(layout, engine, [record], 30) != ([stem.format(1)], []) and time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    assert databases(server) == [name for name in everything if name != stem.format(1)]
+    assert as_app(server, "SELECT count(*) FROM note") == [(500,)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -73,7 +74,8 @@ def copy(running: Server) -> None:
         return
     running.sql(f"DROP DATABASE {running.scratch}; CREATE DATABASE {running.scratch}", None)
     arguments = ["--no-defaults", f"--socket={running.socket}", "-u", "root", "shop"]  # type: ignore[attr-defined]
-    dump = running.run(program("mariadb-dump", "mysqldump"), *arguments)
+    names = ["mysqldump"] if os.environ.get("MYSQL_BIN") else ["mariadb-dump", "mysqldump"]
+    dump = running.run(program(*names), *arguments)
     running.sql(dump.replace("/*M!999999\\- enable the sandbox mode */", ""), running.scratch)
 
 
