@@ -117,6 +117,9 @@ VARIABLES: dict[str, Variable] = {
     "app_backup_keep": Variable("int", 10, "Backups to keep."),
     "app_backup_keep_days": Variable("int", 0, "Days after which a backup goes, too; 0 for none."),
     "app_backup_keep_minimum": Variable("int", 3, "So many of the newest backups stay, however old."),
+    "app_restore_keep_days": Variable(
+        "int", 0, "Days after which what restores put aside goes; 0 for never."
+    ),
     "app_backup_store": Variable(
         "dict", {}, "Object store that gets copies of the backups: bucket, endpoint, keys.", secret=True
     ),

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils import _former
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import (
     differences,
     forget_scratch,
@@ -105,6 +106,37 @@ def table(rows: Sequence[Mapping[str, Any]], states: Mapping[str, str], release:
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
     return [*lines, f"live: {release or 'nothing'}"]
+
+
+# What becomes of it, in words.
+STATES = {
+    "newest": "stays: the newest",
+    "pinned": "stays: a recent record names it",
+    "kept": "stays",
+    "surplus": "the next deployment removes it",
+    "foreign": "no restore of this host has noted it: never removed; drop it by hand when nobody needs it",
+}
+
+
+def former(layout: Layout, engine: Engine, days: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what restores have put aside beside the database of *engine*, and lines about it for a person.
+
+    A server that does not answer is said there: the list of the backups is as good without it.
+    """
+    try:
+        found = _former.survey(layout, engine, read_records(layout), days)
+    except Problem as problem:
+        return [], [f"put aside by restores: {problem.message}"]
+    lines = []
+    for entry in found:
+        state = STATES[entry["state"]]
+        if entry["state"] == "kept":
+            state += f" until it is {days} days old" if days > 0 else " (app_restore_keep_days is 0)"
+        size = "of unknown size" if entry["size"] is None else f"{entry['size']} bytes"
+        lines.append(
+            f"put aside by a restore: {entry['kind']} {entry['name']}, {entry['made']}, {size}; {state}"
+        )
+    return found, lines
 
 
 def survey(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible_collections.runbook.deploy.plugins.module_utils import _former
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import (
     MANIFEST,
     Request,
@@ -263,6 +264,8 @@ def restore(layout: Layout, engine: Engine, order: Order) -> dict[str, Any]:
                 remove_backup(safety)
                 raise
             if done:
+                if kept:
+                    _former.note(layout, engine, kept, order.backup)
                 return {
                     "restored": order.backup,
                     "kept": kept,

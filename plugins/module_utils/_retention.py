@@ -33,9 +33,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._record import undo
 
 # `<deployment>.env`, `.json`, `.boot`, `<deployment>.<service>.sh`, and the same of a trial instance.
 INSTANCE_FILE = re.compile(r"^(\d{8}T\d{6}-[0-9a-f]{4})(\.trial)?\.(env|json|boot|[a-z0-9-]+\.sh)$")
-# The former file of a restore, as _sqlite_restore.py names it; its companions have the same name and a suffix.
-FORMER = re.compile(r"^\.broken-(\d{8}T\d{6})(?:-(\d+))?$")
-FORMER_KEPT = 3
 # However old they are, so many of the newest backups stay.
 MINIMUM_BACKUPS = 3
 # How manifests and records write times (UTC).
@@ -195,40 +192,6 @@ def prune_backups(layout: Layout, keep: int, days: int = 0, minimum: int = MINIM
     return surplus
 
 
-def former_databases(database: Mapping[str, Any]) -> list[Path]:
-    """Return the files that restores have put aside beside the SQLite file of ``app_database``, newest first."""
-    if database.get("engine") != "sqlite" or not database.get("path"):
-        return []
-    # A restore exchanges what a link points to.
-    live = Path(os.path.realpath(database["path"]))
-    found = []
-    with contextlib.suppress(OSError):
-        for name in os.listdir(live.parent):
-            match = FORMER.match(name[len(live.name) :]) if name.startswith(live.name) else None
-            if match:
-                found.append((match.group(1), int(match.group(2) or 1), live.parent / name))
-    return [path for _moment, _number, path in sorted(found, reverse=True)]
-
-
-def surplus_former(former: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Return those of *former* (newest first) to remove: all but the newest, and never one that a recent record names."""
-    named = {
-        (phase.get("result") or {}).get("kept")
-        for record in records[:FORMER_KEPT]
-        for phase in record.get("phases") or []
-        if phase.get("phase") == "restore"
-    }
-    return [path for path in former[FORMER_KEPT:] if str(path) not in named]
-
-
-def remove_former(path: Path) -> None:
-    """Remove a former database with what SQLite kept beside it."""
-    for suffix in ("-wal", "-shm", "-journal"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{path}{suffix}")
-    path.unlink()
-
-
 def prune_cache(layout: Layout) -> str:
     """Have uv drop from its cache what no environment needs any more; return what is wrong, or ""."""
     # Only where environments went: it is much to import.
@@ -313,16 +276,14 @@ def apply(
     keep_backups: int,
     keep_backups_days: int = 0,
     keep_backups_minimum: int = MINIMUM_BACKUPS,
-    database: Mapping[str, Any] | None = None,
     check_mode: bool = False,
 ) -> dict[str, list[str]]:
-    """Remove what is surplus; return ``{releases, environments, instances, backups, former, errors}``.
+    """Remove what is surplus; return ``{releases, environments, instances, backups, former, errors}``, the last but one for :mod:`_former`.
 
     What cannot be removed is an error in words and stops nothing else.
 
     :param state: the measured state of the host.
     :param running: (deployment, release) of the application's processes.
-    :param database: ``app_database``, where former databases are to be looked for.
     """
     removed: dict[str, list[str]] = {
         "releases": [],
@@ -371,8 +332,6 @@ def apply(
         list_backups(layout), pins, keep_backups, keep_backups_days, keep_backups_minimum
     ):
         remove("backups", layout.backup(name), remove_tree)
-    for path in surplus_former(former_databases(database or {}), records):
-        remove("former", path, remove_former)
     if removed["environments"] and not check_mode:
         removed["errors"] += [text for text in [prune_cache(layout)] if text]
     return removed

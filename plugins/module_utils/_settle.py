@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _former,
     _installed,
     _lock,
     _record,
@@ -216,9 +217,14 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         keep_backups=params["keep_backups"],
         keep_backups_days=params["keep_backups_days"],
         keep_backups_minimum=params["keep_backups_minimum"],
-        database=params["database"],
         check_mode=check_mode,
     )
+    engine = engine_for(params)
+    if engine is not None:
+        days = params["keep_former_days"]
+        gone, errors = _former.prune(layout, engine, records, days, check_mode=check_mode)
+        result["removed"]["former"] = gone
+        result["removed"]["errors"] += errors
     result["state"] = {**state, **targets(layout, records, live, state["adopted"] is not None)}
     if not check_mode:
         # Copies of the database, of this run and of runs that are dead: whoever holds the lock is the only one that lives.

@@ -12,6 +12,7 @@ version_added: 0.1.0
 author: The runbook.deploy authors (@runbook-deploy)
 description:
   - Lists what M(runbook.deploy.database_backup) has made, with the versions whose deployments named each backup.
+  - With O(database) also what restores have put aside beside it, with sizes, and what of that the next deployment removes.
   - With O(verify) the bytes of backups are compared with their manifests, or they are restored into a scratch database, compared
     completely, and the scratch database is removed.
 extends_documentation_fragment:
@@ -44,6 +45,10 @@ options:
     type: list
     elements: str
     default: []
+  keep_former_days:
+    description: Days after which what restores have put aside is removed by a deployment; V(0) for never.
+    type: int
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -103,6 +108,29 @@ states:
   description: What was found of each backup that was verified, V(intact), V(restored) or V(FAILED).
   returned: always
   type: dict
+former:
+  description: What restores have put aside beside the database, newest first; asked for with O(database) and O(verify=none).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    kind:
+      description: V(file), V(database) or V(schema).
+      type: str
+    name:
+      description: Its name, or where the file is.
+      type: str
+    made:
+      description: When it was put aside, in UTC.
+      type: str
+    size:
+      description: Its bytes; null where the server does not say.
+      type: int
+    state:
+      description:
+        - V(newest) and V(pinned) (a recent record names it) stay, V(kept) is not old enough or nothing is ever removed.
+        - V(surplus) is removed by the next deployment. No restore of this host has noted V(foreign), which is never touched.
+      type: str
 text:
   description: The same as a table for people.
   returned: always
@@ -128,7 +156,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import (
     engine_of,
     named,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._inventory import survey
+from ansible_collections.runbook.deploy.plugins.module_utils._inventory import former, survey
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._retention import list_backups
@@ -140,7 +168,12 @@ def look(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     database = named(options["database"])
     how = options["verify"]
     if how == "none":
-        return survey(layout, None, [], how, None)
+        answer = {**survey(layout, None, [], how, None), "former": []}
+        if database is not None:
+            engine = engine_of(database, options["database_admin"], options["user"])
+            answer["former"], text = former(layout, engine, options["keep_former_days"])
+            answer["text"] = "\n".join([answer["text"], *text])
+        return answer
     if database is None:
         raise Problem(
             "The option database is missing: what is restored for a trial needs the engine of app_database."
@@ -149,9 +182,9 @@ def look(options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     there = [name for name, _created in list_backups(layout)]
     wanted = there if options["ids"] == ["all"] else options["ids"] or there[:1]
     if check_mode:
-        return survey(layout, engine, wanted, "checksum", options["user"])
+        return {**survey(layout, engine, wanted, "checksum", options["user"]), "former": []}
     with backups_locked(layout):
-        return survey(layout, engine, wanted, how, options["user"])
+        return {**survey(layout, engine, wanted, how, options["user"]), "former": []}
 
 
 def main() -> None:
@@ -164,6 +197,7 @@ def main() -> None:
             "database_admin": ADMIN_OPTION,
             "verify": {"type": "str", "choices": ["none", "checksum", "restore"], "default": "none"},
             "ids": {"type": "list", "elements": "str", "default": []},
+            "keep_former_days": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )

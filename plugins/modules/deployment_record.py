@@ -153,6 +153,12 @@ options:
     description: Of the newest backups so many stay however old they are.
     type: int
     default: 3
+  keep_former_days:
+    description:
+      - Days after which what restores have put aside (databases, schemas, files) is removed; V(0) for never.
+      - The newest stays, and what the newest records name, and all that no restore of this host has noted.
+    type: int
+    default: 0
   limit:
     description: For O(state=read), how many records to return.
     type: int
@@ -249,7 +255,7 @@ removed:
       type: list
       elements: str
     former:
-      description: Files that restores of an SQLite database have put aside. The newest three stay.
+      description: Former databases, schemas and files, which restores had put aside; see O(keep_former_days).
       type: list
       elements: str
     errors:
@@ -320,6 +326,7 @@ def main() -> None:
             "keep_backups": {"type": "int", "default": 10},
             "keep_backups_days": {"type": "int", "default": 0},
             "keep_backups_minimum": {"type": "int", "default": 3},
+            "keep_former_days": {"type": "int", "default": 0},
             "limit": {"type": "int", "default": 20},
         },
         required_if=[("state", "finished", ["verdict"])],

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _restore
+from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _former, _restore
 from ansible_collections.runbook.deploy.plugins.module_utils import _postgresql as postgresql
 from ansible_collections.runbook.deploy.plugins.module_utils import _postgresql_restore as swapping
 from ansible_collections.runbook.deploy.plugins.module_utils._database import Damaged, engine_of
@@ -582,3 +582,65 @@ def test_words() -> None:
     assert version("17devel") == (17,)
     assert literal("it's") == "'it''s'"
     assert literal("a\\'b") == " E'a\\\\''b'"
+
+
+# What restores have put aside
+
+
+def put_aside(layout: Layout, server: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore, and have the former database take *name*."""
+    names = swapping.PostgresqlRestorer.names
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            swapping.PostgresqlRestorer,
+            "names",
+            lambda self, kind: name if kind == "broken" else names(self, kind),
+        )
+        assert restore(layout, server, consent=True)["kept"] == name
+
+
+def test_former_databases_go_when_they_are_old_ours_and_unused(
+    layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(layout, server)
+    stem = "shop_broken_2026010{}t000000"
+    for day in (1, 2, 3, 4):
+        put_aside(layout, server, stem.format(day), monkeypatch)
+    # Of such a name, but nobody's business: made by hand, of another application, and one in the place of ours.
+    foreign = ["shop_broken_20250101t000000", "shop2_broken_20250101t000000", "shop_broken_mine"]
+    server.sql(f"DROP DATABASE {stem.format(2)}", "postgres")
+    for name in [*foreign, stem.format(2)]:
+        server.sql(f"CREATE DATABASE {name} OWNER app", "postgres")
+    everything = databases(server)
+    engine = engine_for(server)
+    record = {"verdict": "success", "phases": [{"phase": "restore", "result": {"kept": stem.format(3)}}]}
+    assert _former.prune(layout, engine, [], 0) == ([], [])
+    found = _former.survey(layout, engine, [record], 30)
+    assert {each["name"]: each["state"] for each in found} == {
+        stem.format(4): "newest",
+        stem.format(3): "pinned",
+        stem.format(2): "foreign",
+        stem.format(1): "surplus",
+        foreign[0]: "foreign",
+    }
+    assert all(each["size"] > 1_000_000 for each in found)
+    with engine.client.session(stem.format(1)) as somebody:
+        somebody.ask("SELECT 1")
+        gone, errors = _former.prune(layout, engine, [record], 30)
+        assert gone == [] and len(errors) == 1 and "is being accessed" in errors[0]
+    assert _former.prune(layout, engine, [record], 30, check_mode=True) == ([stem.format(1)], [])
+    assert databases(server) == everything
+    deadline = time.monotonic() + 20
+    while (
+        _former.prune(layout, engine, [record], 30) != ([stem.format(1)], []) and time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    assert databases(server) == [name for name in everything if name != stem.format(1)]
+    assert as_app(server, "SELECT count(*) FROM note")[-1] == ["500"]
+
+
+def test_a_server_that_is_gone_loses_nothing_and_stops_nothing(layout: Layout, server: Server) -> None:
+    take(layout, server)
+    engine = engine_for(server, port=1)
+    gone, errors = _former.prune(layout, engine, [], 30)
+    assert gone == [] and "could not be looked for" in errors[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _restore
+from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _former, _restore
 from ansible_collections.runbook.deploy.plugins.module_utils import _postgresql_schemas as schemas
 from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, write_json
@@ -325,3 +325,39 @@ def test_what_belongs_to_the_whole_database_is_left_out() -> None:
     ]
     kept = [line.split(";")[0] for line in in_schemas(lines)]
     assert kept == ["6", "7", "3501", "3504", "220", "3399"]
+
+
+def test_former_schemas_go_when_they_are_old_and_nothing_needs_them(
+    layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(layout, server)
+    endings = [f"_broken_2026010{day}t000000" for day in (1, 2)]
+    for ending in endings:
+        stamp = ending.removeprefix("_broken_")
+        with monkeypatch.context() as patched:
+            patched.setattr(schemas.time, "strftime", lambda form, *more, stamp=stamp, real=time.strftime: (
+                stamp if form == "%Y%m%dt%H%M%S" else real(form, *more)
+            ))  # fmt: skip
+            assert ending in restore(layout, server, consent=True)["kept"]
+    as_app(server, "CREATE SCHEMA mine_broken_20250101t000000")
+    everything = present(server)
+    engine = engine_for(server)
+    first = f"public{endings[0]}"
+    states = {each["name"]: each["state"] for each in _former.survey(layout, engine, [], 30)}
+    assert states[first] == "surplus" and states["mine_broken_20250101t000000"] == "foreign"
+    assert {state for name, state in states.items() if name.endswith(endings[1])} == {"newest"}
+    # Somebody compares the live rows with the former ones: that must not go with them.
+    as_app(
+        server,
+        f'CREATE VIEW gone AS SELECT * FROM "{first}".note WHERE id NOT IN (SELECT id FROM public.note)',
+    )
+    gone, errors = _former.prune(layout, engine, [], 30)
+    assert first not in gone and any("another schema needs it" in text for text in errors)
+    assert as_app(server, "SELECT count(*) FROM gone")[-1] == ["0"]
+    assert [name for name in everything if name not in present(server)] == gone
+    as_app(server, "DROP VIEW gone")
+    again, errors = _former.prune(layout, engine, [], 30)
+    assert first in again and errors == []
+    assert sorted([*gone, *again]) == [name for name in everything if name.endswith(endings[0])]
+    assert present(server) == [name for name in everything if not name.endswith(endings[0])]
+    assert as_app(server, "SELECT count(*) FROM note")[-1] == ["500"]

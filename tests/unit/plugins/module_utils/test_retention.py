@@ -163,31 +163,6 @@ def test_the_copy_of_what_the_newest_restore_replaced_stays() -> None:
     assert retention.pinned_backups(records, None, None) == {"new"}
 
 
-def test_of_what_restores_put_aside_the_newest_and_the_named_stay(host) -> None:
-    place = host.root / "data"
-    place.mkdir()
-    live = place / "db.sqlite3"
-    (host.root / "link.sqlite3").symlink_to(live)
-    old = [f"db.sqlite3.broken-2026010{day}T000000" for day in range(1, 6)]
-    names = [*old, f"{old[4]}-2", f"{old[0]}-wal", f"{old[1]}-journal"]
-    others = ["db.sqlite3", "db.sqlite3.broken-mine", "other.sqlite3.broken-20260101T000000"]
-    for name in [*names, *others]:
-        (place / name).touch()
-    phase = {"phase": "restore", "result": {"kept": str(place / old[1])}}
-    # A phase with another meaning of the word.
-    static = {"phase": "collectstatic", "result": {"kept": ["app.1234.css"]}}
-    host.record(IDS[0], NAMES[0], kind="rollback", phases=[static, phase])
-    database = {"engine": "sqlite", "path": str(host.root / "link.sqlite3")}
-    assert apply(host, database=database, check_mode=True)["former"] == [old[2], old[0]]
-    assert len(left(place)) == len(names) + len(others)
-    assert apply(host, database=database)["former"] == [old[2], old[0]]
-    assert left(place) == sorted([*others, old[1], f"{old[1]}-journal", old[3], old[4], f"{old[4]}-2"])
-    # Later deployments let go of the name.
-    for number in range(2, 5):
-        host.record(IDS[number], NAMES[0])
-    assert apply(host, database=database)["former"] == [old[1]]
-
-
 def test_the_cache_of_uv_is_pruned_when_an_environment_goes(host) -> None:
     uv = Path(sys.executable).with_name("uv")
     if not uv.exists():
