@@ -74,6 +74,7 @@ class Watched:
         self.baseline = baseline
         self.measure = bool(options["measure"])
         self.accumulate = bool(options["accumulate"])
+        self.late = False
         self.timeout = check.common.timeout or float(options["timeout"])
         self.window = (
             check.window if check.window is not None else 0.0 if self.accumulate else check.longest()
@@ -107,6 +108,7 @@ class Watched:
             self.samples.append(Sample(at, kept))
         except Unsampled as error:
             self.samples.append(Sample(at, {}, error.text))
+            self.late = self.late or limit - at < self.timeout
 
     def _pending(self) -> bool:
         last = self.samples[-1]
@@ -122,6 +124,7 @@ class Watched:
             # A difference to a sample of an earlier attempt would span the pause between them: the source keeps it, and
             # that is what is wanted; the samples that are judged are those of this attempt.
             self.samples = []
+        self.late = False
         cut = self._sample(limit)
         if self.accumulate:
             self._forget(max(self.window, self.check.longest()))
@@ -131,7 +134,13 @@ class Watched:
                 f"the gate's time was up {cut:.0f} s before the window of {self.window:g} s: raise the deadline"
             ]
             judgement = judgement._replace(verdict=INCONCLUSIVE, found=[*found, *judgement.found])
-        return self._result(judgement, time.monotonic() - asked)
+        result = self._result(judgement, time.monotonic() - asked)
+        # What the gate's own end cut short says less than an attempt before it that was whole.
+        return (
+            {**result, "cut_short": True}
+            if (cut or self.late) and judgement.verdict == INCONCLUSIVE
+            else result
+        )
 
     def _sample(self, limit: float) -> float:
         """Take the samples of one attempt; return how many seconds of the window are missing."""
