@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from machine import Machine, until_empty
 from runs import Run
@@ -16,6 +16,14 @@ from traffic import ask
 
 # Everything is asked at the beginning, as the tests deploy nothing.
 MOMENTS = {"test_moments": ["preflight"], "test_visited": ["preflight"]}
+# What a deployment must not leave otherwise when it was taken back: what the database is made of, and the rows of all tables.
+CONTENT = """SELECT json_build_object(
+ 'columns', (SELECT json_agg(table_name || '.' || column_name || ' ' || data_type ORDER BY 1)
+  FROM (SELECT * FROM information_schema.columns WHERE table_schema = 'public' ORDER BY table_name, ordinal_position) c),
+ 'indexes', (SELECT json_agg(indexdef ORDER BY indexdef) FROM pg_indexes WHERE schemaname = 'public'),
+ 'depots', (SELECT json_agg(name ORDER BY name) FROM depots),
+ 'parcels', (SELECT json_agg(p ORDER BY id) FROM parcels p),
+ 'databases', (SELECT json_agg(datname ORDER BY datname) FROM pg_database))"""
 # What a service or a server may need to be as it was, on a machine that does other things besides.
 PATIENCE = 60.0
 
@@ -106,6 +114,57 @@ class Host:
         line = self.celery_command("inspect", "ping", "--timeout", "2")
         done = self.site.attempt("sh", "-c", line, user=self.site.user)
         return [] if done.returncode == 0 else [(done.stdout + done.stderr)[-500:]]
+
+    def journal(self, service: str) -> str:
+        """What a service of the instance that is live has written."""
+        return self.site.run("journalctl", "--no-pager", "--output=cat", "--unit", self.unit(service))
+
+    def state(self) -> dict[str, object]:
+        """What serves, and everything in the database."""
+        return {"release": self.site.release(), "database": json.loads(self.sql(CONTENT))}
+
+    def records(self) -> list[str]:
+        """The records that the host keeps, each with its digest."""
+        return self.site.run("sh", "-c", f"sha256sum {self.site.root}/deployments/*.json").splitlines()
+
+    def newest_record(self) -> dict[str, Any]:
+        """The record of the last deployment."""
+        path = self.records()[-1].split()[1]
+        return json.loads(self.site.run("cat", path))
+
+    def wrong(self, tag: str) -> list[str]:
+        """What contradicts that one instance of the version `tag` serves, with all its services, and nothing of another one."""
+        commit = self.site.commit(tag)
+        answers = [json.loads(self.site.ask(self.site.health).body) for _number in range(6)]
+        wanted = {"version": tag, "commit": commit, "status": "ok", "database": "ok"}
+        wrong = [
+            f"health says {name} {answer[name]!r}, expected {value!r}"
+            for answer in answers
+            for name, value in {**answers[0], **wanted}.items()
+            if answer[name] != value
+        ]
+        deployment, release = answers[0]["deployment"], answers[0]["release"]
+        if self.site.release() != release or not release.startswith(commit[:12]):
+            wrong.append(
+                f"current leads to {self.site.release()}, {release} answers, expected one of {commit[:12]}"
+            )
+        wrong += [
+            f"process {one['pid']} of deployment {one['deployment']!r}: {one['command']}"
+            for one in self.site.probe("processes", self.site.user, user=self.site.user)
+            if (one["deployment"], one["release"]) != (deployment, release)
+        ]
+        listed = self.site.run(
+            *("systemctl", "list-units", "--all", "--plain", "--no-legend", "--type=service"),
+            f"{self.site.application}-test-*",
+        )
+        units = sorted(tuple(line.split()[:4]) for line in listed.splitlines())
+        services = sorted(
+            (self.unit(name), "loaded", "active", "running") for name in ("beat", "live", "web", "worker")
+        )
+        return [
+            *dict.fromkeys(wrong),
+            *([] if units == services else [f"units {units}, expected {services}"]),
+        ]
 
     def ask(self, *words: str, **variables: object) -> Found:
         """Run the gates of a deployment's beginning; the inventory's variables may be others."""

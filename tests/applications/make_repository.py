@@ -93,8 +93,13 @@ LEADBOOK = Application(
 PARCELS = Application(
     HERE / "parcels",
     "Parcels",
-    [Version("v1", None, "Depots and their parcels", True)],
-    {"main": "v1"},
+    [
+        Version("v1", None, "Depots and their parcels", True),
+        Version("v2", "v1", "Home page: another heading", True),
+        Version("loud", "v2", "Home page: say which depots are not known", False),
+        Version("lossy", "v2", "Home page: no heading", False),
+    ],
+    {"main": "v2"},
 )
 APPLICATIONS = {"goexplorer": GOEXPLORER, "leadbook": LEADBOOK, "parcels": PARCELS}
 

@@ -1,6 +1,7 @@
 """The page, its health and its figures."""
 
 import json
+import logging
 import multiprocessing
 import os
 from pathlib import Path
@@ -8,6 +9,10 @@ from pathlib import Path
 import psycopg2
 
 from parcels.database import ask
+
+logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+from parcels.front import HEADING  # noqa: E402 - what it says at the start is to be written as all else
 
 VERSION = Path(__file__).resolve().parent.parent.joinpath("VERSION")
 # Made before gunicorn forks (--preload), so that all workers count together and any of them can answer for all.
@@ -40,12 +45,15 @@ def figures():
 
 
 def home():
-    """A page for people."""
-    return 200, "text/html", "<!doctype html><title>Parcels</title><h1>Parcels</h1>"
+    """A page for people; 500 where there is nothing to show."""
+    if not HEADING:
+        return 500, "text/plain", "There is nothing to show.\n"
+    return 200, "text/html", f"<!doctype html><title>Parcels</title><h1>{HEADING}</h1>"
 
 
 def lost():
     """What goes wrong in this application."""
+    logging.getLogger("parcels").error("a parcel is lost")
     return 500, "text/plain", "The parcel is lost.\n"
 
 

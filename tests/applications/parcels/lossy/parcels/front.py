@@ -1,0 +1,3 @@
+"""What people see first, if there were anything."""
+
+HEADING = ""
