@@ -121,7 +121,8 @@ class Host:
 
     def state(self) -> dict[str, object]:
         """What serves, and everything in the database."""
-        return {"release": self.site.release(), "database": json.loads(self.sql(CONTENT))}
+        version = json.loads(self.site.ask(self.site.health).body)["version"]
+        return {"version": version, "release": self.site.release(), "database": json.loads(self.sql(CONTENT))}
 
     def records(self) -> list[str]:
         """The records that the host keeps, each with its digest."""

@@ -36,7 +36,7 @@ def failing(run) -> dict[str, str]:
 def require_taken_back(host: Host, run, before: dict, check: str) -> dict:
     """The run failed over `check` alone, the release before serves with its database, and the record says why."""
     assert run.code == 2 and failing(run) == {check: "fail"}, str(run)
-    host.settle(lambda: host.wrong("v2"))
+    host.settle(lambda: host.wrong(before["version"]))
     assert host.state() == before
     record = host.newest_record()
     assert (record["verdict"], record["decision"]["level"]) == ("rolled_back", "code"), record["decision"]
@@ -45,6 +45,7 @@ def require_taken_back(host: Host, run, before: dict, check: str) -> dict:
     return record
 
 
+@pytest.mark.long
 def test_old_lines_in_a_log_fail_nothing(host):
     """The release before has written errors all along; only what comes after the deployment's begin counts."""
     assert host.site.ask("/lost").status == 500
@@ -85,7 +86,7 @@ def test_a_watch_alone_says_so_and_changes_nothing(host):
         host.visitors.lost = False
     assert run.code == 2 and "traffic" in failing(run), str(run)
     assert "Nothing was changed" in run.output
-    assert host.wrong("v2") == [] and host.state() == before and host.records() == records
+    assert host.wrong(before["version"]) == [] and host.state() == before and host.records() == records
 
 
 def test_no_secret_is_told(site, secrets, reports):
