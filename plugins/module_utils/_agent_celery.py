@@ -26,6 +26,8 @@ from urllib.parse import quote, unquote, urlsplit
 VARIABLE = "RUNBOOK_CELERY"
 # Longer texts of errors say nothing more.
 LONGEST = 600
+# As a part of an agent (_agent_workers.py) it only helps others.
+OPERATIONS: dict[str, Any] = {}
 
 
 class Said:

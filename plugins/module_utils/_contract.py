@@ -235,11 +235,13 @@ SERVICE = {
     "trial": "bool",
     "groups": "list",
     "stop_timeout": "int",
+    "celery": "str",
+    "drain_timeout": "int",
 }
 SERVICE_CHOICES = {
     "kind": ("web", "worker", "beat"),
     "manager": ("systemd", "process"),
-    "strategy": ("blue_green", "restart"),
+    "strategy": ("blue_green", "restart", "reload"),
     "bind": ("socket", "port"),
 }
 
@@ -377,6 +379,10 @@ def check_service(index: int, service: Any, root: str) -> list[str]:
     if not NAME.match(name):
         errors.append(f"{variable}.name is {name!r}: use lower-case letters, digits and dashes, at most 31.")
     if full["kind"] != "web":
+        if service.get("strategy", "restart") != "restart":
+            errors.append(
+                f"{variable}.strategy is {service['strategy']!r}, which only a web service can have: remove it from this {full['kind']}."
+            )
         return errors
     if full["bind"] == "port" and not full["port"]:
         errors.append(f"{variable} binds a port but names none: add port, or bind: socket.")
@@ -416,6 +422,8 @@ def complete_service(service: Mapping[str, Any]) -> dict[str, Any]:
         "trial": service.get("trial", True),
         "groups": list(service.get("groups", [])),
         "stop_timeout": service.get("stop_timeout", 30),
+        "celery": service.get("celery"),
+        "drain_timeout": service.get("drain_timeout"),
     }
 
 

@@ -245,6 +245,12 @@ class Instance:
     def _named(self) -> dict[str, dict[str, Any]]:
         return {service["name"]: service for service in self.services}
 
+    def words(self, service: Mapping[str, Any]) -> list[str]:
+        """Return the command of *service* as it is run."""
+        environment = self.document.get("environment_path")
+        binaries = Path(environment) / "bin" if environment else None
+        return command_words(service["command"], self.placeholders(service), binaries)
+
     def launcher(self, service: Mapping[str, Any]) -> str:
         """Return the text of the launcher of *service*."""
         known = self.placeholders(service)
@@ -254,8 +260,7 @@ class Instance:
                 f"The socket {socket} of service {service['name']!r} has a path of {len(os.fsencode(socket))} bytes, "
                 f"but a socket's path may have {SOCKET_PATH_LIMIT}: choose a shorter app_root or service name."
             )
-        environment = self.document.get("environment_path")
-        words = command_words(service["command"], known, Path(environment) / "bin" if environment else None)
+        words = self.words(service)
         variables = {"RUNBOOK_SERVICE": service["name"]}
         for name in ("socket", "port"):
             if name in known:

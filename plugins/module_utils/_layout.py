@@ -105,6 +105,10 @@ class Layout:
         """Return the PID file of an instance under the manager ``process``."""
         return self.run / f"{service}.{deployment}.pid"
 
+    def paused_file(self, service: str, deployment: str) -> Path:
+        """What says that the worker *service* of an instance was told to take no more tasks."""
+        return self.run / f"{service}.{deployment}.paused"
+
     def log(self, service: str, deployment: str) -> Path:
         """Return the log file of an instance under the manager ``process``."""
         return self.logs / f"{service}.{deployment}.log"

@@ -39,6 +39,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import timestamp
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal
+from ansible_collections.runbook.deploy.plugins.module_utils._replace import (
+    end_workers,
+    prove_workers,
+    require_beats,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._service import (
     Member,
     Settings,
@@ -92,6 +97,7 @@ class Switch:
     :param target: the instance to bring live; None for the adopted installation.
     :param checks: the health checks of its web services.
     :param fresh: the instance's files are new: they are written first, and removed when it fails.
+    :param beats_apart: its beats are started by somebody else, when the workers of all hosts are up.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class Switch:
         target: Instance | None,
         checks: Sequence[Mapping[str, Any]],
         fresh: bool,
+        beats_apart: bool = False,
     ) -> None:
         self.settings = settings
         self.layout = settings.layout
@@ -114,6 +121,7 @@ class Switch:
         self.proof_seconds = 0.0
         self.traffic_taken: str | None = None
         self.connections_cut = 0
+        self.drained: list[dict[str, Any]] = []
         self.adopted = adopted_member(settings)
         self.live = live_deployment(self.layout) or (ADOPTED if self.adopted else None)
         self.live_release = current_release(self.layout)
@@ -123,6 +131,8 @@ class Switch:
         if target:
             self.members = [Member(settings, wanted, spec, target) for spec in target.services]
         names = {member.service for member in self.members}
+        # Of the members, who is started here.
+        self.mine = [member for member in self.members if not (beats_apart and member.kind == "beat")]
         # A service that the target's definition does not name any more is a leftover, whatever its deployment.
         self.others = [
             member for member in found if member.deployment != wanted or member.service not in names
@@ -144,7 +154,7 @@ class Switch:
             return False
         if self.target is None:
             return self.adopted is not None and not self.layout.current.is_symlink()
-        return self.live == self.target.deployment and all(self._reached(member) for member in self.members)
+        return self.live == self.target.deployment and all(self._reached(member) for member in self.mine)
 
     def _reached(self, member: Member) -> bool:
         """Return whether *member* serves and the public link, if it has one, leads to it."""
@@ -195,7 +205,7 @@ class Switch:
         beside = [member for member in webs if member not in in_place]
         self._prove(target, beside, in_place)
         self._take_traffic()
-        self._replace_workers([member for member in self.members if member.kind != "web"])
+        self._replace_workers([member for member in self.mine if member.kind != "web"])
         self._stop_for_address(in_place)
         self._switch_current(target)
         for member in in_place:
@@ -207,7 +217,10 @@ class Switch:
 
     def _shares_address(self, member: Member) -> bool:
         """Return whether *member* can only be started when what serves now is stopped."""
-        if member.spec["strategy"] != "restart" or member.serves():
+        beside = member.spec["strategy"] == "blue_green" or (
+            member.spec["strategy"] == "reload" and member.socket is not None
+        )
+        if beside or member.serves():
             return False
         return any(holds_address(other, member) for other in self.others)
 
@@ -267,25 +280,44 @@ class Switch:
         self.traffic_taken = timestamp()
         self.journal.update(traffic_taken=self.traffic_taken)
 
-    def _halt(self, member: Member) -> None:
-        """Stop *member*, and have it started again if the change is taken back and it was live."""
+    def _halt(self, member: Member) -> bool:
+        """Stop *member*, and have it started again if the change is taken back and it was live; return whether it was killed."""
+        self._keep(member)
+        killed = member.stop()
+        self.stopped.append(str(member))
+        return killed
+
+    def _keep(self, member: Member) -> None:
+        """Have *member* started again if the change is taken back, where it was live."""
         if member.deployment == self.live:
             self.undo.add(f"start {member} again", lambda: self._revive(member))
-        member.stop()
-        self.stopped.append(str(member))
 
     def _revive(self, member: Member) -> None:
+        if member.status().running and not member.works():
+            # It lives, but was told to take no more tasks.
+            member.stop()
         if not member.status().running:
             member.start()
         member.gate(member.instance.document.get("health_checks") or [] if member.instance else [], 1)
 
     def _replace_workers(self, members: Sequence[Member]) -> None:
-        """Stop the old beats, then the old workers; start the new workers, then the new beats; they stay up."""
-        for kind in ("beat", "worker"):
-            for other in [other for other in self.others if other.kind == kind]:
-                self._halt(other)
-                self.others.remove(other)
-        for member in members:
+        """Stop the old beats, then the old workers when they have no task; start the new workers, then the new beats."""
+        for other in [other for other in self.others if other.kind == "beat"]:
+            self._halt(other)
+            self.others.remove(other)
+        olds = [other for other in self.others if other.kind == "worker"]
+        for other in olds:
+            self._keep(other)
+        self.drained += end_workers(self.settings, olds, self._halt)
+        self.others = [other for other in self.others if other not in olds]
+        beats = [member for member in members if member.kind == "beat"]
+        for member in [member for member in members if member not in beats]:
+            self._start(member)
+            self._gate(member)
+            member.mark_ready()
+        self.gates += prove_workers(self.settings, members)
+        require_beats(self.settings, beats)
+        for member in beats:
             self._start(member)
             self._gate(member)
             member.mark_ready()
@@ -340,9 +372,16 @@ class Switch:
         require_links(self.layout, [])
         webs = [other for other in self.others if other.kind == "web"]
         self._take_traffic()
-        for other in [other for other in reversed(self.others) if other.kind != "web" or not member.address]:
+        gone = [other for other in reversed(self.others) if other.kind != "web" or not member.address]
+        olds = [other for other in gone if other.kind == "worker"]
+        for other in [other for other in gone if other.kind == "beat"]:
             self._halt(other)
-            self.others.remove(other)
+        for other in olds:
+            self._keep(other)
+        self.drained += end_workers(self.settings, olds, self._halt)
+        for other in [other for other in gone if other.kind == "web"]:
+            self._halt(other)
+        self.others = [other for other in self.others if other not in gone]
         if not member.status().running:
             self.undo.add("stop the adopted service", member.stop)
             member.start()
@@ -376,9 +415,7 @@ class Switch:
         """Undo everything, and return *error* with what that led to."""
         failures = self.undo.run()
         # Measured, not believed.
-        failures += [
-            f"{member} does not run any more" for member in self.before if not member.status().running
-        ]
+        failures += [f"{member} does not run any more" for member in self.before if not member.works()]
         if self.fresh and self.target and not failures and self.live != self.target.deployment:
             with contextlib.suppress(OSError):
                 self.target.remove()
@@ -417,11 +454,12 @@ class Switch:
             "traffic_taken": self.traffic_taken,
             "connections_cut": self.connections_cut,
             "stopped": self.stopped,
+            "drained": self.drained,
         }
 
 
-def stop_everything(settings: Settings, boot: bool = True) -> list[str]:
-    """Stop all instances of all deployments and the adopted installation; return what was stopped.
+def stop_everything(settings: Settings, boot: bool = True) -> tuple[list[str], list[dict[str, Any]]]:
+    """Stop all instances of all deployments and the adopted installation; return (what was stopped, what became of workers).
 
     :param boot: False takes back first what would be started at the next boot, and count as the release before.
     """
@@ -429,4 +467,9 @@ def stop_everything(settings: Settings, boot: bool = True) -> list[str]:
         put_link(settings.layout.current, None)
     members = discover(settings, None)
     adopted = adopted_member(settings)
-    return stop_all([*members, adopted] if adopted else members)
+    every = [*members, adopted] if adopted else members
+    stopped = stop_all(member for member in every if member.kind == "beat")
+    workers = [member for member in every if member.kind == "worker"]
+    drained = end_workers(settings, workers, Member.stop)
+    stopped += [str(member) for member in workers]
+    return stopped + stop_all(member for member in every if member.kind == "web"), drained

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils import _processes
+from ansible_collections.runbook.deploy.plugins.module_utils import _paused, _processes
 from ansible_collections.runbook.deploy.plugins.module_utils._command import last_words, redact
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import FAIL, PASS, check_result, until
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import Instance, has_socket
@@ -274,10 +274,25 @@ class Member:
             return str(self.socket)
         return f"port {self.spec['port']}" if self.spec["bind"] == "port" else "it runs"
 
+    def pause(self) -> None:
+        """Write down that it is told to take no more tasks: from here on it is of no use, though it lives."""
+        status = self.status()
+        if status.running:
+            _paused.pause(
+                self.settings.layout, self.service, self.deployment, status.pid or 0, status.started or 0
+            )
+
+    def works(self) -> bool:
+        """Return whether it runs and was not told to take no more tasks."""
+        status = self.status()
+        return status.running and not _paused.is_paused(
+            self.settings.layout, self.service, self.deployment, status.pid or 0
+        )
+
     def serves(self) -> bool:
-        """Return whether the service runs and listens."""
+        """Return whether the service runs, listens and takes what it is there for."""
         try:
-            return self.status().running and not self.listens()
+            return self.works() and not self.listens()
         except Problem:
             return False
 
@@ -387,6 +402,7 @@ class Member:
     def stop(self) -> bool:
         """Stop the service and remove its socket; return whether it had to be killed."""
         killed = self.unit.stop(float(self.spec.get("stop_timeout") or 0))
+        _paused.forget(self.settings.layout, self.service, self.deployment)
         if self.socket is not None:
             with contextlib.suppress(FileNotFoundError):
                 self.socket.unlink()

@@ -27,6 +27,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import DEPL
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import held_message, read_lock
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import public as public_lock
 from ansible_collections.runbook.deploy.plugins.module_utils._measured import is_current
+from ansible_collections.runbook.deploy.plugins.module_utils._paused import is_paused
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import (
     instance_of,
@@ -82,7 +83,8 @@ def measure_service(
 
     ``{name, kind, deployment, release, running, pid, answers, foreign, instances[{deployment, release, pid}]}``:
     ``deployment``, ``release`` and ``pid`` are those of the process that has the socket or port, for other
-    kinds of services of their main process; ``answers`` is None for those. ``foreign`` is the command of a
+    kinds of services of their main process; ``answers`` is None for those, False for a worker that was told to take no
+    more tasks. ``foreign`` is the command of a
     process at our address that is not ours. ``instances`` has more than one entry where one was left behind.
 
     :param found: the processes of the application, from one scan.
@@ -122,6 +124,8 @@ def measure_service(
                 result.update(deployment=socket_deployment(layout, name), pid=pid, running=True)
     if serving is not None:
         result.update(deployment=serving.deployment, release=serving.release, pid=serving.pid)
+        if result["kind"] == "worker" and is_paused(layout, name, serving.deployment, serving.pid):
+            result["answers"] = False
     return result
 
 

@@ -15,9 +15,12 @@ description:
   - Decides what users reach. A new instance is started beside the one that serves, must listen with its own process, pass its health
     checks several times in a row and stay up; only then it gets the traffic, and what served before is drained and stopped.
   - When any of that fails everything is taken back, and what served before serves as before.
-  - Workers are stopped after their beat and started before it, so that exactly one beat ever runs.
+  - Workers are stopped after their beat and started before it, so that exactly one beat ever runs. A Celery worker is first told to take
+    no more tasks, and has time to finish those that it has; only then it is sent TERM. A new one must answer ping and run its release.
   - Killed at any moment it leaves an instance serving; the next run brings exactly one and stops whatever was left.
   - An instance is described by its own files in C(shared/env), so that an earlier one is started again with its own settings.
+extends_documentation_fragment:
+  - runbook.deploy.service
 attributes:
   check_mode:
     support: full
@@ -48,11 +51,19 @@ options:
     description:
       - V(deployed) makes the instance O(deployment) the live one.
       - V(started) starts what is down of the live instance, and stops what is left of others.
+      - V(reloaded) sends HUP to the services of the live instance with O(services[].strategy=reload), and proves that new workers answer
+        under the same main process. What a release or its variables are made of is not read anew.
       - V(stopped) stops all instances and the adopted installation; what is current stays current.
       - V(status) says what runs.
     type: str
-    choices: [deployed, started, stopped, status]
+    choices: [deployed, started, reloaded, stopped, status]
     default: status
+  beats:
+    description:
+      - V(apart) leaves it to M(runbook.deploy.app_beat) to start the beats, when the workers of all hosts are up.
+    type: str
+    choices: [together, apart]
+    default: together
   deployment:
     description:
       - Id of the instance, for O(state=deployed).
@@ -63,62 +74,6 @@ options:
     description: Name of the release that the instance runs. Without O(services) it is read from the instance's own files.
     type: str
     default: ''
-  services:
-    description:
-      - The services of this host. When it is not given, the instance is started again as its own files describe it, with its own
-        settings; O(environment), O(health_checks) and the like are then not looked at.
-    type: list
-    elements: dict
-    suboptions:
-      name:
-        description: Its name, part of the names of its unit, socket and log.
-        type: str
-        required: true
-      kind:
-        description: What it is. A V(beat) runs at most once at any time.
-        type: str
-        choices: [web, worker, beat]
-        default: web
-      manager:
-        description: What starts it. V(process) needs no service manager, and does not come back after a reboot.
-        type: str
-        choices: [systemd, process]
-        default: systemd
-      strategy:
-        description:
-          - V(blue_green) starts the new instance at an address of its own and switches, without a lost request. Only with a socket.
-          - V(restart) stops the old one first, after the new one was tried at a private address.
-          - By default V(blue_green) for a web service with a socket, else V(restart).
-        type: str
-        choices: [blue_green, restart]
-      bind:
-        description: Where a web service listens; by default V(port) when O(services[].port) is given, else V(socket).
-        type: str
-        choices: [socket, port, none]
-      port:
-        description: Its TCP port with O(services[].bind=port).
-        type: int
-        default: 0
-      command:
-        description:
-          - Its command, split into words as a shell would, but run without one. The first word is looked up in the environment's C(bin).
-          - The placeholders C({socket}), C({port}), C({release}), C({environment}), C({deployment}), C({commit}) and C({root}) are
-            replaced.
-        type: str
-        required: true
-      trial:
-        description: With O(services[].strategy=restart), whether the new release is first tried at a private address.
-        type: bool
-        default: true
-      groups:
-        description: Not looked at; allowed, so that entries of C(app_services) can be passed on as they are.
-        type: list
-        elements: str
-        default: []
-      stop_timeout:
-        description: Seconds from TERM to KILL. Under systemd the unit's own C(TimeoutStopSec) counts, which setup writes from it.
-        type: int
-        default: 30
   environment:
     description: The application's variables (C(app_environment)) as JSON.
     type: str
@@ -171,29 +126,15 @@ options:
     type: float
     default: 5
   drain_timeout:
-    description: Seconds that connections to what served before may last; at their end it is stopped all the same.
+    description:
+      - Seconds that connections to what served before may last, and that old workers may take to finish their tasks; at their end they are
+        stopped all the same, with TERM.
     type: float
     default: 30
   boot:
     description: With O(state=stopped), whether what is live is started again at the next boot; V(false) makes nothing live.
     type: bool
     default: true
-  adopt:
-    description: The installation that ran the application before this collection did (C(app_adopt)).
-    type: dict
-    suboptions:
-      path:
-        description: Its directory.
-        type: str
-      service:
-        description: Its systemd unit.
-        type: str
-      environment_file:
-        description: Its file of variables; not looked at here.
-        type: str
-      socket:
-        description: The Unix socket it answers on, where it has one; the public socket leads there when it is started again.
-        type: str
   record:
     description: The journal to write to, as M(runbook.deploy.deployment_record) returns it.
     type: dict
@@ -278,6 +219,14 @@ stopped:
   returned: success
   type: list
   elements: str
+drained:
+  description:
+    - The Celery workers that were ended. Each has C(service), C(deployment), C(nodes), C(queues), C(drained) (whether it had no task any
+      more), C(seconds), C(running) with C(id), C(name), C(seconds) and C(acknowledged) of each task that it still had when it was sent TERM,
+      C(scheduled) (how many tasks for later it gave back), C(killed), and C(message) in words.
+  returned: success
+  type: list
+  elements: dict
 live_changed:
   description: On failure, whether something else serves now than before, or nothing.
   returned: failure
@@ -309,8 +258,13 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOP
 from ansible_collections.runbook.deploy.plugins.module_utils._live import Switch, stop_everything
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
+from ansible_collections.runbook.deploy.plugins.module_utils._reload import reload_live
 from ansible_collections.runbook.deploy.plugins.module_utils._service import Member, Settings
+from ansible_collections.runbook.deploy.plugins.module_utils._service_options import ADOPT, SERVICE
 from ansible_collections.runbook.deploy.plugins.module_utils._static import bring_manifest
+
+# What of the answer the record keeps.
+KEPT = ("live", "previous", "services", "proof_seconds", "stopped", "drained")
 
 
 def settings_of(layout: Layout, options: Mapping[str, Any]) -> Settings:
@@ -354,7 +308,7 @@ def bring_live(
     if not check_mode and not fresh:
         wrong = bring_manifest(layout, instance.release if instance else None, settings.user)
     with open_journal(layout.root, options["record"] or None, check_mode, secrets) as journal:
-        switch = Switch(settings, journal, instance, checks, fresh)
+        switch = Switch(settings, journal, instance, checks, fresh, options["beats"] == "apart")
         before = f"{switch.live_release or 'nothing'} ({switch.live or 'no deployment'})\n"
         if switch.is_live():
             return {**switch.answer(), "changed": False, "warnings": [wrong] if wrong else []}
@@ -365,12 +319,11 @@ def bring_live(
             with journal.phase("restart") as entry:
                 switch.run()
                 answer = switch.answer()
-                entry.update(
-                    {key: answer[key] for key in ("live", "previous", "services", "proof_seconds", "stopped")}
-                )
+                entry.update({key: answer[key] for key in KEPT})
         live = answer["live"]
         after = f"{live['release'] or 'the adopted installation'} ({live['deployment']})\n"
         answer["warnings"] = [wrong] if wrong else []
+        answer["warnings"] += [entry["message"] for entry in answer["drained"] if entry["message"]]
         return {**answer, "changed": True, "diff": {"before": before, "after": after}}
 
 
@@ -402,30 +355,13 @@ def status(settings: Settings) -> dict[str, Any]:
         "proof_seconds": 0.0,
         "connections_cut": 0,
         "stopped": [],
+        "drained": [],
         "changed": False,
     }
 
 
 def main() -> None:
     """Run the module."""
-    service = {
-        "name": {"type": "str", "required": True},
-        "kind": {"type": "str", "choices": ["web", "worker", "beat"], "default": "web"},
-        "manager": {"type": "str", "choices": ["systemd", "process"], "default": "systemd"},
-        "strategy": {"type": "str", "choices": ["blue_green", "restart"]},
-        "bind": {"type": "str", "choices": ["socket", "port", "none"]},
-        "port": {"type": "int", "default": 0},
-        "command": {"type": "str", "required": True},
-        "trial": {"type": "bool", "default": True},
-        "groups": {"type": "list", "elements": "str", "default": []},
-        "stop_timeout": {"type": "int", "default": 30},
-    }
-    adopt = {
-        "path": {"type": "str"},
-        "service": {"type": "str"},
-        "environment_file": {"type": "str"},
-        "socket": {"type": "str"},
-    }
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},
@@ -434,12 +370,13 @@ def main() -> None:
             "user": {"type": "str"},
             "state": {
                 "type": "str",
-                "choices": ["deployed", "started", "stopped", "status"],
+                "choices": ["deployed", "started", "reloaded", "stopped", "status"],
                 "default": "status",
             },
+            "beats": {"type": "str", "choices": ["together", "apart"], "default": "together"},
             "deployment": {"type": "str", "default": ""},
             "release": {"type": "str", "default": ""},
-            "services": {"type": "list", "elements": "dict", "options": service},
+            "services": {"type": "list", "elements": "dict", "options": SERVICE},
             "environment": {"type": "str", "no_log": True},
             "commit": {"type": "str", "default": ""},
             "version": {"type": "str", "default": ""},
@@ -455,7 +392,7 @@ def main() -> None:
             "stay_up": {"type": "float", "default": 5},
             "drain_timeout": {"type": "float", "default": 30},
             "boot": {"type": "bool", "default": True},
-            "adopt": {"type": "dict", "options": adopt},
+            "adopt": {"type": "dict", "options": ADOPT},
             "record": {"type": "dict"},
         },
         supports_check_mode=True,
@@ -472,10 +409,13 @@ def main() -> None:
             if module.check_mode:
                 stopped = [f"{entry['name']} of deployment {entry['deployment']}" for entry in running]
             else:
-                stopped = stop_everything(settings, options["boot"])
+                stopped, answer["drained"] = stop_everything(settings, options["boot"])
                 answer["services"] = status(settings)["services"]
+                answer["warnings"] = [entry["message"] for entry in answer["drained"] if entry["message"]]
             forgotten = not options["boot"] and answer["live"]["release"] is not None
             answer.update(stopped=stopped, changed=bool(running) or forgotten)
+        elif options["state"] == "reloaded":
+            answer = {**status(settings), **reload_live(settings, module.check_mode)}
         else:
             environment = parse_environment(options["environment"], "app_environment")
             answer = bring_live(settings, options, environment, module.check_mode)

@@ -1,0 +1,32 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options that describe services, as modules take them; described by the documentation fragment ``service``.
+
+This module util is PRIVATE to the collection: it can change at any time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SERVICE: dict[str, Any] = {
+    "name": {"type": "str", "required": True},
+    "kind": {"type": "str", "choices": ["web", "worker", "beat"], "default": "web"},
+    "manager": {"type": "str", "choices": ["systemd", "process"], "default": "systemd"},
+    "strategy": {"type": "str", "choices": ["blue_green", "restart", "reload"]},
+    "bind": {"type": "str", "choices": ["socket", "port", "none"]},
+    "port": {"type": "int", "default": 0},
+    "command": {"type": "str", "required": True},
+    "trial": {"type": "bool", "default": True},
+    "groups": {"type": "list", "elements": "str", "default": []},
+    "stop_timeout": {"type": "int", "default": 30},
+    "celery": {"type": "str"},
+    "drain_timeout": {"type": "int"},
+}
+ADOPT: dict[str, Any] = {
+    "path": {"type": "str"},
+    "service": {"type": "str"},
+    "environment_file": {"type": "str"},
+    "socket": {"type": "str"},
+}
