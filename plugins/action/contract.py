@@ -32,6 +32,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window impo
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import check_balancer_hosts
+from ansible_collections.runbook.deploy.plugins.module_utils._schedulers import beats_apart, check_beats
 
 # Molecule skips these in every run; no task of the collection has them.
 FOREIGN_TAGS = ("molecule-notest", "notest")
@@ -68,6 +69,9 @@ class ActionModule(ActionBase):
             errors = self._load_balancer(values["app_load_balancer"], variables)
         if not errors and purpose == "deployment":
             errors = self._one_file_each(values, variables)
+        hosts, groups = variables.get("groups", {}).get("app", []), variables.get("groups", {})
+        if not errors:
+            errors = check_beats(values["app_services"], hosts, groups)
         if not errors:
             primary, errors = self._primary(values, variables, purpose)
         if not errors:
@@ -85,6 +89,7 @@ class ActionModule(ActionBase):
             "deploy_primary_host": primary,
             "deploy_health_host": health_host(full),
             "deploy_version": full["app_version"],
+            "deploy_beats_apart": beats_apart(full["app_services"], hosts),
             **permission,
             "deploy_operator": variables.get("deploy_operator") or self._operator(),
         }

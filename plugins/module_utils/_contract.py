@@ -23,6 +23,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import
 from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_absent, check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import check_balancer, check_batch
+from ansible_collections.runbook.deploy.plugins.module_utils._schedulers import check_signals
 from ansible_collections.runbook.deploy.plugins.module_utils._store_spec import check as check_store
 from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers
 
@@ -501,6 +502,7 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
             "as a list of words, or remove it."
         )
     errors += check_flags(values["app_flags"], [name for name in names if name])
+    errors += check_signals(values["app_environment"])
     errors += check_policy(values["app_rollback_policy"])
     errors += check_absent(values["app_rollback_absent"], values["app_url"])
     for name, parse in PARSERS.items():

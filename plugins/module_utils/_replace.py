@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _beats, _processes
+from ansible_collections.runbook.deploy.plugins.module_utils._fleet import discover, live_deployment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import gate_result
+from ansible_collections.runbook.deploy.plugins.module_utils._instance import read_instance
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._service import Member, Settings
+from ansible_collections.runbook.deploy.plugins.module_utils._service import Member, Settings, stay_up
 from ansible_collections.runbook.deploy.plugins.module_utils._workers import Celery, celery_of
 
 
@@ -60,12 +62,10 @@ def prove_workers(settings: Settings, members: Sequence[Member]) -> list[dict[st
 
 
 def require_beats(settings: Settings, members: Sequence[Member]) -> None:
-    """Make sure, before the beats *members* are started, that no other beat of the application runs on this host.
+    """Make sure that no other beat of the application runs on this host than *members*, before they are started.
 
     :raises Problem: when one does that is not ours to stop: both would send every scheduled task.
     """
-    if not members:
-        return
     root = str(settings.layout.root)
     found = _beats.find(_beats.Application(root, [root], {member.service for member in members}, ""))
     others = [pid for pid in found.beats if not any(member.unit.owns(pid) for member in members)]
@@ -75,3 +75,55 @@ def require_beats(settings: Settings, members: Sequence[Member]) -> None:
             f"A beat runs on this host that was not started as a service of {root}: process {shown}; two beats send every scheduled "
             "task twice: stop it, then run again."
         )
+
+
+def running_beats(settings: Settings) -> list[Member]:
+    """Return the beats of all instances that run on this host."""
+    return [
+        member for member in discover(settings, None) if member.kind == "beat" and member.status().running
+    ]
+
+
+def stop_beats(settings: Settings, check_mode: bool) -> dict[str, Any]:
+    """Stop all beats on this host; return the answer of ``app_beat``.
+
+    :raises Problem: when one is left that is not ours to stop.
+    """
+    found = running_beats(settings)
+    if not check_mode:
+        for member in found:
+            member.stop()
+        require_beats(settings, [])
+    return {"changed": bool(found), "stopped": [str(member) for member in found], "beats": []}
+
+
+def start_beats(settings: Settings, check_mode: bool) -> dict[str, Any]:
+    """Start the beats of the live instance, and those alone; return the answer of ``app_beat``.
+
+    :raises Problem: when one does not stay up; what was started is stopped then.
+    """
+    deployment = live_deployment(settings.layout)
+    instance = read_instance(settings.layout, deployment) if deployment else None
+    specs = instance.services if instance else []
+    wanted = [Member(settings, deployment or "", spec, instance) for spec in specs if spec["kind"] == "beat"]
+    names = {str(member) for member in wanted}
+    surplus = [member for member in running_beats(settings) if str(member) not in names]
+    down = [member for member in wanted if not member.serves()]
+    if (surplus or down) and not check_mode:
+        for member in surplus:
+            member.stop()
+        require_beats(settings, wanted)
+        try:
+            for member in down:
+                member.start()
+                member.gate([], 1)
+            stay_up(wanted, settings.stay_up)
+        except BaseException:
+            for member in down:
+                member.stop()
+            raise
+    return {
+        "changed": bool(surplus or down),
+        "stopped": [str(member) for member in surplus],
+        "beats": [member.report() for member in wanted],
+    }

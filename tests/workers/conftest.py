@@ -1,0 +1,14 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The long form of what the unit tests show of Celery: the same helpers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+UNIT = Path(__file__).parents[1] / "unit" / "plugins"
+sys.path[:0] = [str(UNIT / "modules"), str(UNIT / "module_utils")]
+
+from test_app_service_workers import redis, shop  # noqa: E402, F401 - fixtures
