@@ -113,11 +113,11 @@ def visitors(record: Mapping[str, Any]) -> str:
         if phase.get("phase") in ("maintenance", "maintenance off") and phase.get("state") == "done"
     ]
     if shown and shown[-1].get("on"):
-        return "the maintenance page is on until it is taken off with playbooks/maintenance.yml -e maintenance=off, or its time is over"
+        return "have the maintenance page until it is taken off with playbooks/maintenance.yml -e maintenance=off, or its time is over"
     found = record.get("downtime") or {}
     if not found:
         return ""
-    return f"visitors had the maintenance page for {found['seconds']:g} s, {found['since']} to {found['until']}"
+    return f"had the maintenance page for {found['seconds']:g} s, {found['since']} to {found['until']}"
 
 
 def terminal(facts: Mapping[str, Any]) -> list[str]:
