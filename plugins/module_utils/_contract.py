@@ -140,6 +140,9 @@ VARIABLES: dict[str, Variable] = {
     "app_smoke_tests": Variable("list", [], "Checks and flows through app_url after the switch."),
     "app_smoke_secrets": Variable("dict", {}, "Values for {secret.name} in smoke tests.", secret=True),
     "app_smoke_timeout": Variable("int", 300, "Seconds that all smoke tests together may take."),
+    "app_smoke_critical_only": Variable(
+        "bool", False, "Ask only the critical ones of the smoke tests, and of app_gates after the switch."
+    ),
     "app_gates": Variable("list", [], "Checks of hosts and of what the application needs, before and after."),
     "app_gate_waivers": Variable(
         "list", [], "Checks that may fail: which, why, who approved it, until when."

@@ -60,6 +60,7 @@ class FaultyServer:
             self.port = self.listener.getsockname()[1]
         self.listener.listen(256)
         self.count = 0
+        self.careless = False
         threading.Thread(target=self._serve, daemon=True).start()
 
     def __enter__(self) -> FaultyServer:
@@ -226,6 +227,14 @@ class FaultyServer:
             self.send(connection, 200, text, "Set-Cookie: csrftoken=c1; Path=/; Secure; Max-Age=600")
         elif not self.csrf(connection, request):
             return
+        elif request.form == {**request.form, "username": "ada", "password": "ada's"}:
+            self.send(
+                connection,
+                302,
+                "",
+                "Location: /signals/",
+                "Set-Cookie: sessionid=s2; Path=/; HttpOnly; Secure",
+            )
         elif request.form.get("password") != "pa&ss <w>":
             self.send(connection, 200, f"wrong password {request.form.get('password')}")
         else:
@@ -251,8 +260,16 @@ class FaultyServer:
             self.send(connection, 403, "CSRF verification failed")
         return good
 
+    def do_staff(self, connection: Any, request: Request) -> None:
+        """For administrators; `careless`: for whoever has logged in."""
+        if self.session(connection, request):
+            if request.cookies["sessionid"] == "s1" or self.careless:
+                self.send(connection, 200, "Everything about everybody. Log out")
+            else:
+                self.send(connection, 403, "This is not for you.")
+
     def session(self, connection: Any, request: Request) -> bool:
-        if request.cookies.get("sessionid") == "s1":
+        if request.cookies.get("sessionid") in ("s1", "s2"):
             return True
         self.send(connection, 302, "", f"Location: /login/?next={request.path}")
         return False

@@ -106,6 +106,7 @@ TABLE = [
     ({"url": "/moved", "follow": True, "contains": "well"}, "pass", "1 redirects"),
     ({"url": "/loop", "follow": True}, "fail", "more than 10 redirects"),
     ({"url": "/secure"}, "fail", "X-Forwarded-Proto"),
+    ({"url": "/echo", "json": {"cache-control": "no-store"}}, "pass", ""),
     ({"url": "/secure", "headers": {"X-Forwarded-Proto": "https"}}, "pass", ""),
     ({"url": "/reset"}, "fail", "reset"),
     ({"url": "/closed"}, "fail", "no valid HTTP answer"),
@@ -232,6 +233,14 @@ def test_a_socket_is_asked_with_the_host_of_the_site(unix):
     assert unix.requests[-1].query != first, "a constant query does not get past a cache"
     ask(target, check)
     assert unix.requests[-1].query == "a=1"
+
+
+def test_what_is_asked_in_plain_text_has_to_lead_to_tls(server):
+    target = Target(server.address, host="shop.example.org")
+    check = {"url": "/secure", "redirect_to": "https://shop.example.org/secure", "status": 301}
+    assert ask(target, check)["verdict"] == "pass"
+    assert ask(target, {**check, "url": "/ok"})["verdict"] == "fail"
+    assert ask(target, {**check, "url": "/moved", "status": 302})["verdict"] == "fail"
 
 
 def test_an_address_with_the_name_of_the_site_is_asked_at_the_instance(unix):

@@ -12,6 +12,7 @@ import urllib.parse
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils._http_flow import find_forms, run_flow
+from ansible_collections.runbook.deploy.plugins.module_utils._http_gate import run_gate
 from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import Values, parse_flow
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import Target
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -67,6 +68,34 @@ def test_the_same_over_a_socket():
     with tempfile.TemporaryDirectory(prefix="flow") as directory, FaultyServer(f"{directory}/s") as server:
         assert run(Target(socket=f"{directory}/s", headers=HEADERS), [LOGIN, OPEN, NOTE])["verdict"] == "pass"
         assert len(server.notes) == 1
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_an_ordinary_user_is_refused_where_an_administrator_is_let_in(server, careless):
+    """Three flows of one gate, each with a session of its own: that one of them is logged in lets no other one in."""
+    server.careless = careless
+    ada = {**LOGIN, "form": {"username": "ada", "password": "{secret.ada}"}}
+    flows = [
+        {"name": "administrator", "steps": [LOGIN, {"url": "/staff/", "contains": "Everything"}]},
+        {"name": "ordinary user", "steps": [ada, {"url": "/staff/", "status": 403, "absent": "Everything"}]},
+        {
+            "name": "nobody",
+            "steps": [{"url": "/staff/", "follow": False, "redirect_to": "/login/?next=/staff/"}],
+        },
+    ]
+    gate = run_gate(
+        [],
+        [parse_flow(flow, "flows[0]") for flow in flows],
+        Target(server.address, host="shop.example.org", headers=HEADERS),
+        secrets={"password": PASSWORD, "ada": "ada's"},
+        deadline=20.0,
+    )
+    found = {check["name"]: check["verdict"] for check in gate["checks"]}
+    assert found == {
+        "administrator": "pass",
+        "ordinary user": "fail" if careless else "pass",
+        "nobody": "pass",
+    }, gate
 
 
 def test_a_wrong_password_ends_the_flow_and_is_not_shown(server, target):
