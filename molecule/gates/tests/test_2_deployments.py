@@ -9,6 +9,7 @@ What was there before is looked at from outside: which release answers, what run
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import disclosure
 import pytest
@@ -31,6 +32,11 @@ def deploy(host: Host, version: str, **variables: object):
 def failing(run) -> dict[str, str]:
     """The verdict of each check that is no pass."""
     return {check["name"]: check["verdict"] for check in run.checks if check["verdict"] != "pass"}
+
+
+def record_report(run) -> str:
+    """The report that the controller has stored of a run."""
+    return Path(run.line("report ").split()[-1]).read_text(encoding="utf-8")
 
 
 def require_taken_back(host: Host, run, before: dict, check: str) -> dict:
@@ -87,6 +93,20 @@ def test_a_watch_alone_says_so_and_changes_nothing(host):
     assert run.code == 2 and "traffic" in failing(run), str(run)
     assert "Nothing was changed" in run.output
     assert host.wrong(before["version"]) == [] and host.state() == before and host.records() == records
+
+
+@pytest.mark.long
+def test_a_waiver_lets_it_pass_and_is_in_the_record(host):
+    """The same release as above: somebody answers for what its log says."""
+    waiver = {"check": "log", "reason": "depot west opens in May", "approver": "Ada", "until": "2099-12-31"}
+    run = deploy(host, "loud", **FEW, app_gate_waivers=[waiver])
+    assert run.code == 0 and failing(run) == {"log": "fail"}, str(run)
+    host.settle(lambda: host.wrong("loud"))
+    record = host.newest_record()
+    assert record["verdict"] == "success"
+    kept = {name: waiver[name] for name in ("reason", "approver", "until")}
+    assert any(check.get("waived") == kept for check in record["gates"]["smoke_test"]), record["gates"]
+    assert "waived by Ada until 2099-12-31" in record_report(run)
 
 
 def test_no_secret_is_told(site, secrets, reports):
