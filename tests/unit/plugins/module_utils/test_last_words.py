@@ -1,7 +1,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The end of a log names the reason."""
+"""The end of a log names the reason; what is shown of it has no secrets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _systemd as systemd
-from ansible_collections.runbook.deploy.plugins.module_utils._command import last_words
+from ansible_collections.runbook.deploy.plugins.module_utils._command import last_words, redact
 
 
 def traceback(error: str, frames: int) -> list[str]:
@@ -71,3 +71,22 @@ def test_the_journal_is_read_from_its_end(monkeypatch: pytest.MonkeyPatch) -> No
     unit = systemd.SystemdUnit("shop-prod-web@20261121T013700-ab12.service", "web")
     unit._since = 1.0
     assert unit.tail(3) == "line 47\nline 48\nline 49"
+
+
+@pytest.mark.parametrize(
+    ("text", "secrets", "keep", "shown"),
+    [
+        ("a hunter22 b", ["hunter22"], [], "a ******** b"),
+        # Shorter ones are no secrets.
+        ("a prod b", ["prod"], [], "a prod b"),
+        ("hunter22hunter22", ["hunter22"], [], "****************"),
+        # Of two that overlap nothing is left over.
+        ("xabcdefghiy", ["abcdef", "defghi"], [], "x********y"),
+        ("Check 'critical' is critical", ["critical"], ["'critical'"], "Check 'critical' is ********"),
+        # What reaches beyond a kept part is hidden whole.
+        ("Check 'web' 'web'-5521", ["'web'-5521"], ["'web'"], "Check 'web' ********"),
+        ("did not pass (degraded).", ["degraded"], ["did not pass (degraded)"], "did not pass (degraded)."),
+    ],
+)
+def test_what_is_hidden_and_what_is_not(text: str, secrets: list[str], keep: list[str], shown: str) -> None:
+    assert redact(text, secrets, keep) == shown
