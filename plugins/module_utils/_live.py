@@ -122,6 +122,7 @@ class Switch:
         self.traffic_taken: str | None = None
         self.connections_cut = 0
         self.drained: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
         self.adopted = adopted_member(settings)
         self.live = live_deployment(self.layout) or (ADOPTED if self.adopted else None)
         self.live_release = current_release(self.layout)
@@ -315,7 +316,9 @@ class Switch:
             self._start(member)
             self._gate(member)
             member.mark_ready()
-        self.gates += prove_workers(self.settings, members)
+        gates, warnings = prove_workers(self.settings, members, not self.fresh)
+        self.gates += gates
+        self.warnings += warnings
         require_beats(self.settings, beats)
         for member in beats:
             self._start(member)

@@ -49,16 +49,20 @@ def end_workers(
     return drain.reports()
 
 
-def prove_workers(settings: Settings, members: Sequence[Member]) -> list[dict[str, Any]]:
-    """Wait until each Celery worker of *members* answers ping, takes tasks and runs its release; return the gates passed.
+def prove_workers(
+    settings: Settings, members: Sequence[Member], again: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Wait until each Celery worker of *members* answers ping, takes tasks and runs its release; return (gates, warnings).
 
+    :param again: they were proved before: a broker that cannot be reached is no failure then, but a warning.
     :raises Problem: when one does not in time.
     """
     if not any(how_asked(member) for member in members):
-        return []
-    from ansible_collections.runbook.deploy.plugins.module_utils._worker_drain import prove
+        return [], []
+    from ansible_collections.runbook.deploy.plugins.module_utils._worker_proof import prove
 
-    return [gate_result(prove(settings, members))]
+    checks, warnings = prove(settings, members, again)
+    return ([gate_result(checks)] if checks else []), warnings
 
 
 def require_beats(settings: Settings, members: Sequence[Member]) -> None:

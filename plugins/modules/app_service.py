@@ -322,7 +322,7 @@ def bring_live(
                 entry.update({key: answer[key] for key in KEPT})
         live = answer["live"]
         after = f"{live['release'] or 'the adopted installation'} ({live['deployment']})\n"
-        answer["warnings"] = [wrong] if wrong else []
+        answer["warnings"] = ([wrong] if wrong else []) + switch.warnings
         answer["warnings"] += [entry["message"] for entry in answer["drained"] if entry["message"]]
         return {**answer, "changed": True, "diff": {"before": before, "after": after}}
 

@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
+from pathlib import Path
 
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import remove_tree
 from ansible_collections.runbook.deploy.plugins.modules import app_beat, app_service
-from celery_host import ONE, R1, R2, THREE, TWO
+from celery_host import ONE, PASSWORD, R1, R2, THREE, TWO, Shop
+from redis_server import RedisServer
 from test_app_service_workers import deploy, first
 
 
@@ -139,3 +145,28 @@ def test_beats_apart(shop):
     assert answer["changed"] and answer["beats"][0]["running"], answer
     assert shop.running() == {("worker", TWO), ("beat", TWO)}
     assert not shop.run(app_beat, state="started", **place)["changed"]
+
+
+def test_broker_that_is_gone_holds_up_no_way_back(capsys, tmp_path_factory, monkeypatch):
+    """A new release must be proved; one that was proved before is started again, with a warning."""
+    warned: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "warn", lambda _module, text, **_more: warned.append(text))
+    root = Path(tempfile.mkdtemp(prefix="rb-"))
+    server = RedisServer(tmp_path_factory.mktemp("redis"), requirepass=PASSWORD).start()
+    shop = Shop(root / "a", f"redis://:p%40ss-word-5521@{server.address}/0", capsys)
+    try:
+        first(shop)
+        shop.release(R2)
+        assert not deploy(shop, TWO, R2).get("failed")
+        server.stop()
+        answer = deploy(shop, ONE, R1, services=None)
+        assert not answer.get("failed"), answer
+        assert shop.running() == {("worker", ONE)}
+        assert any("not proved" in text and server.address in text for text in warned), warned
+        answer = deploy(shop, THREE, R2, start_timeout=5)
+        assert answer["failed"] and "cannot be reached" in answer["msg"], answer
+        assert "5521" not in json.dumps(answer) and shop.running() == {("worker", ONE)}
+    finally:
+        shop.close()
+        server.stop()
+        remove_tree(root)
