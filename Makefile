@@ -64,7 +64,7 @@ image: $(READY) ## the image of the test hosts
 molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for another than default
 	@mkdir -p build/reports
 	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
-	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql --exclude mariadb --exclude gates)
+	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql --exclude mariadb --exclude gates --exclude rollback)
 
 .PHONY: test-postgresql
 test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults
@@ -90,6 +90,13 @@ gates: ## the scenario gates in short: PostgreSQL, Redis, Celery, TLS; many thin
 
 test-gates: ## all of it: one thing is broken after the other
 	$(MAKE) molecule SCENARIO=gates
+
+.PHONY: rollback test-rollback
+rollback: ## the scenario rollback in short: SQLite alone, the levels that come most often
+	RUNBOOK_ROLLBACK=short $(MAKE) molecule SCENARIO=rollback
+
+test-rollback: ## each level by a fault on SQLite and on PostgreSQL, each tag alone, a rollback that fails half way; longer than CI has time for
+	$(MAKE) molecule SCENARIO=rollback
 
 .PHONY: test
 test: $(READY) ## all of it; ends with the number of tests that passed and failed

@@ -52,7 +52,7 @@ def event_of(kind: str, verdict: str) -> str | None:
         return "start"
     if verdict in QUIET:
         return None
-    if verdict == "rolled_back" or (kind == "rollback" and verdict == "success"):
+    if verdict in ("rolled_back", "flags_off") or (kind == "rollback" and verdict == "success"):
         return "rollback"
     return "success" if verdict == "success" else "failure"
 

@@ -20,6 +20,7 @@ TITLES = {
     "no_change": "NOTHING TO DO",
     "checked": "CHECKED, NOTHING WAS CHANGED",
     "rolled_back": "FAILED, AND TAKEN BACK",
+    "flags_off": "FAILED, AND CURED BY SWITCHING THE FEATURES OFF",
     "abandoned": "FAILED, NOTHING LIVE WAS CHANGED",
     "stopped": "STOPPED: A PERSON IS NEEDED",
     "failed": "FAILED",

@@ -30,7 +30,7 @@ options:
     description: The verdict.
     type: str
     required: true
-    choices: [success, no_change, checked, rolled_back, abandoned, stopped, failed, refused]
+    choices: [success, no_change, checked, rolled_back, flags_off, abandoned, stopped, failed, refused]
   kind:
     description: What the run was.
     type: str

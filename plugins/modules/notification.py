@@ -61,7 +61,7 @@ options:
     description: How it ended; empty where it begins.
     type: str
     default: ''
-    choices: ['', success, no_change, checked, rolled_back, abandoned, stopped, failed, refused]
+    choices: ['', success, no_change, checked, rolled_back, flags_off, abandoned, stopped, failed, refused]
   record:
     description: Record of the deployment, from the primary, or its header.
     type: dict

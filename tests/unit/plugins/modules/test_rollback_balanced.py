@@ -1,0 +1,126 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Going back by hand behind a real HAProxy: one batch after the other, each out of the balancer meanwhile, whatever becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.runbook.deploy.tests.unit.plugins.modules.balanced_site import (
+    HaproxySite,
+    Load,
+    program,
+)
+from ansible_collections.runbook.deploy.tests.unit.plugins.modules.test_restart_balanced import Fleet
+
+pytestmark = pytest.mark.skipif(not program("haproxy"), reason="haproxy is not installed")
+
+PLAYBOOK = """
+- hosts: app
+  gather_facts: false
+  ignore_unreachable: true
+  tasks:
+    - ansible.builtin.include_role:
+        name: runbook.deploy.rollback
+        tasks_from: go_back.yml
+        rolespec_validate: false
+    - ansible.builtin.copy:
+        dest: "{{ rollback_root }}/outcome.json"
+        mode: "0600"
+        content: "{{ {'failure': rollback_failure | default({}), 'undrained': rollback_undrained | default({}),
+          'left_out': restart_left_out | default({})} | to_json }}"
+"""
+OLD = "0123456789ab-00000000"
+
+
+class Rolling(Fleet):
+    """The fleet of the restarts, on its way back."""
+
+    def __init__(self, directory: Path, site: HaproxySite) -> None:
+        super().__init__(directory, site)
+        (directory / "play.yml").write_text(PLAYBOOK, encoding="utf-8")
+
+    def run(self, **variables: Any) -> dict:
+        plan = {
+            "level": "code",
+            "revert": ["one", "two"],
+            "unknown": [],
+            "code_first": False,
+            "target": {"release": OLD, "deployment": "20260101T000000-0000"},
+            "batches": [["one"], ["two"]],
+        }
+        return super().run(
+            rollback_by_hand=True,
+            rollback_root="{{ restart_root }}",
+            rollback_application="shop",
+            rollback_stage="test",
+            rollback_user="",
+            rollback_services=[{"name": "web", "kind": "web"}],
+            rollback_adopt={},
+            rollback_drain_timeout=1,
+            rollback_timeout=variables.pop("limit", 400),
+            rollback_absent=[],
+            rollback_gates=[],
+            rollback_primary="one",
+            rollback_measured={"state": {"releases": [{"name": OLD}]}},
+            rollback_plan_result={"plan": plan},
+            **variables,
+        )
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Rolling]:
+    (tmp_path / "balancer").mkdir()
+    with HaproxySite(tmp_path / "balancer", slow=1.0) as site:
+        running = Rolling(tmp_path, site)
+        try:
+            yield running
+        finally:
+            running.end()
+
+
+def test_one_host_after_the_other_goes_back_and_no_request_fails(fleet):
+    with Load(fleet.site.port) as load:
+        outcome = fleet.run()
+        load.more()
+    assert outcome == {name: {"failure": {}, "undrained": {}, "left_out": {}} for name in ("one", "two")}, (
+        fleet.output
+    )
+    assert load.failures == []
+    assert fleet.site.seen() == {"one", "two"}
+    # Both were started anew: the processes of the beginning are gone.
+    assert fleet.site.one.process.wait() == fleet.site.two.process.wait() == -9
+
+
+def test_a_host_that_cannot_go_back_is_left_out_and_the_other_goes_all_the_same(fleet):
+    fleet.fault("one", "dead")
+    with Load(fleet.site.port) as load:
+        outcome = fleet.run()
+        load.more()
+    assert outcome["one"]["failure"]["reason"] == "The release does not start.", fleet.output
+    assert "stays out of the load balancer" in outcome["one"]["left_out"]["reason"]
+    assert fleet.site.status("one") == "MAINT"
+    # Alone in the balancer it cannot be taken out; it goes back all the same, and that is told.
+    assert outcome["two"]["failure"] == {}
+    assert "two is the last server" in outcome["two"]["undrained"]["reason"]
+    assert fleet.site.two.process.wait() == -9
+    assert fleet.site.status("two").startswith("UP")
+
+
+def test_an_emergency_does_not_wait_for_the_balancer(fleet):
+    outcome = fleet.run(rollback_mode="emergency")
+    assert outcome["one"]["failure"] == outcome["two"]["failure"] == {}, fleet.output
+    assert "Let the load balancer have the host" not in fleet.output
+    assert fleet.site.one.process.wait() == fleet.site.two.process.wait() == -9
+
+
+def test_nothing_is_begun_when_the_time_is_up(fleet):
+    outcome = fleet.run(rollback_deadline=1.0, limit=7)
+    for name in ("one", "two"):
+        assert "The 7 s of app_rollback_timeout are over" in outcome[name]["failure"]["reason"], fleet.output
+    assert fleet.site.one.process.poll() is fleet.site.two.process.poll() is None
+    assert fleet.site.status("one").startswith("UP")
