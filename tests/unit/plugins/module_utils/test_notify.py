@@ -384,6 +384,7 @@ class TestWords:
             ("deployment", "", "start"),
             ("deployment", "success", "success"),
             ("deployment", "rolled_back", "rollback"),
+            ("deployment", "flags_off", "rollback"),
             ("deployment", "abandoned", "failure"),
             ("deployment", "stopped", "failure"),
             ("deployment", "refused", "failure"),
