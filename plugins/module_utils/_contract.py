@@ -197,6 +197,9 @@ VARIABLES: dict[str, Variable] = {
     "app_staging_proof": Variable(
         "dict", {}, "What staging has to have proved of a commit: store, environment, require, max_age_days."
     ),
+    "app_release_tag": Variable(
+        "dict", {}, "Tag that the controller pushes after success: name, message, repository, timeout."
+    ),
     "app_due_tasks": Variable(
         "list", [], "Tasks that are due after a deployment: name, after or at, command or note."
     ),
@@ -300,6 +303,15 @@ def parse_proof(proof: Any, where: str) -> Any:
     return _staging_proof.parse_proof(proof, where)
 
 
+def parse_tag(tag: Any, where: str) -> Any:
+    """See ``_release_tag.parse_tag``, loaded only where there is one, as :func:`parse_gates`."""
+    if not tag:
+        return None
+    from ansible_collections.runbook.deploy.plugins.module_utils import _release_tag
+
+    return _release_tag.parse_tag(tag, where)
+
+
 # Values that others read: each raises a Problem for what it cannot read.
 PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_gates": parse_gates,
@@ -310,6 +322,7 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_approvals": parse_roles,
     "app_due_tasks": parse_tasks,
     "app_staging_proof": parse_proof,
+    "app_release_tag": parse_tag,
 }
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -550,6 +563,10 @@ def _check_source(values: Mapping[str, Any], purpose: str) -> list[str]:
         values["app_archive"].get("path") and values["app_archive"].get("sha256")
     ):
         errors.append("app_archive needs path and sha256, so that what is deployed is what was meant.")
+    if values["app_release_tag"] and values["app_archive"]:
+        errors.append(
+            "app_release_tag and app_archive are both given, but an archive has no commit that could be tagged: remove app_release_tag."
+        )
     if values["app_repository_key"] and not values["app_repository_known_hosts"]:
         errors.append(
             "app_repository_known_hosts is missing: with app_repository_key the server's host key must be known."
