@@ -47,6 +47,14 @@ class ActionModule(ActionBase):
                 "url": {"type": "str", "default": ""},
                 "store": {"type": "str", "default": ""},
                 "notifications": {"type": "list", "elements": "dict", "default": []},
+                "release_tag": {"type": "dict", "default": {}},
+                "before": {"type": "dict", "default": {}},
+                "contacts": {"type": "list", "elements": "dict", "default": []},
+                "incident": {
+                    "type": "str",
+                    "default": "",
+                    "choices": ["", "security", "data_integrity", "performance", "system_failure"],
+                },
             }
         )
         facts = dict(args)
@@ -57,6 +65,8 @@ class ActionModule(ActionBase):
         # Of the end people are told when the host's record is closed: this copy is the one that has all.
         told = [answer for answer in args["notifications"] if answer.get("event")]
         facts["record"] = {**args["record"], **({"notifications": told} if told and identifier else {})}
+        if args["release_tag"] and identifier:
+            facts["record"]["release_tag"] = args["release_tag"]
         facts.update(paths(args))
         result["changed"] = False
         if self._task.check_mode:
@@ -71,10 +81,11 @@ class ActionModule(ActionBase):
                     0o640,
                 )
                 write_atomic(directory / f"{identifier}.md", markdown(facts), 0o640)
-            except OSError as error:
-                # The deployment is what it is; a full disk on the controller must not turn its verdict.
+            except Exception as error:
+                # The deployment is what it is; neither a full disk on the controller nor a report of it must turn its verdict.
                 del facts["report_path"]
-                Display().warning(f"The report could not be written to {directory}: {error.strerror}.")
+                why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+                Display().warning(f"The report could not be written to {directory}: {why}.")
         lines = [with_playbooks(line, context.CLIARGS.get("args") or ()) for line in terminal(facts)]
         Display().display("\n" + "\n".join(lines), color="green" if args["verdict"] in GOOD else "red")
         if args["verdict"] not in GOOD:

@@ -197,6 +197,9 @@ VARIABLES: dict[str, Variable] = {
     "app_staging_proof": Variable(
         "dict", {}, "What staging has to have proved of a commit: store, environment, require, max_age_days."
     ),
+    "app_contacts": Variable(
+        "list", [], "Whom to call when a deployment went wrong, first to last: role, name, contact."
+    ),
     "app_release_tag": Variable(
         "dict", {}, "Tag that the controller pushes after success: name, message, repository, timeout."
     ),
@@ -312,6 +315,15 @@ def parse_tag(tag: Any, where: str) -> Any:
     return _release_tag.parse_tag(tag, where)
 
 
+def parse_contacts(contacts: Any, where: str) -> Any:
+    """See ``_report_story.parse_contacts``, loaded only where there are any, as :func:`parse_gates`."""
+    if not contacts:
+        return []
+    from ansible_collections.runbook.deploy.plugins.module_utils import _report_story
+
+    return _report_story.parse_contacts(contacts, where)
+
+
 # Values that others read: each raises a Problem for what it cannot read.
 PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_gates": parse_gates,
@@ -323,6 +335,7 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "app_due_tasks": parse_tasks,
     "app_staging_proof": parse_proof,
     "app_release_tag": parse_tag,
+    "app_contacts": parse_contacts,
 }
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),

@@ -141,6 +141,10 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"  visitors  {visitors(record)}")
     if (record.get("backup") or {}).get("degraded"):
         lines.append(f"  DEGRADED  no copy of the backup: {record['backup']['degraded']}")
+    tag = record.get("release_tag") or {}
+    if tag:
+        failed = tag.get("state") == "failed"
+        lines.append(f"  {'TAG' if failed else 'tag':<9} {tag.get('message') if failed else tag.get('name')}")
     live = live_on_primary(facts)
     if live is not None and facts.get("url"):
         lines.append(f"  address   {facts['url']}")
@@ -154,6 +158,11 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
         if facts.get(key):
             lines.append(f"  {label:<9} {facts[key]}")
     lines += [f"  next      {command}" for command in plan.get("commands") or []]
+    if facts["verdict"] in ("stopped", "failed"):
+        lines += [
+            f"  call      {one.get('role')}: {one.get('name')}, {one.get('contact')}"
+            for one in facts.get("contacts") or []
+        ]
     return lines
 
 
@@ -199,35 +208,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return [cells(head), "|" + "---|" * len(head), *(cells(row) for row in rows)]
 
 
-def gate_lines(gates: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Return the table of what the gates saw, by moment; the values of flows are those of their last step."""
-    rows = []
-    for moment, checks in gates.items():
-        for check in checks:
-            waived = check.get("waived") or {}
-            verdict = check["verdict"] + (
-                f", waived by {waived['approver']} until {waived['until']}" if waived else ""
-            )
-            rows.append(
-                (moment, check["name"], verdict, check["severity"], check["observed"], check["expected"])
-            )
-    if not rows:
-        return []
-    return [
-        "",
-        "## Gates",
-        "",
-        *_table(("when", "check", "verdict", "severity", "observed", "expected"), rows),
-    ]
-
-
 def markdown(facts: Mapping[str, Any]) -> str:
     """Return the report of a deployment: the verdict first, then the story.
 
-    :param facts: as for :func:`terminal`.
+    :param facts: as for :func:`terminal`, and ``before`` (the gates' values of the deployment before), ``contacts``, ``incident``.
     """
+    # Loaded only where a report is written.
+    from ansible_collections.runbook.deploy.plugins.module_utils import _report_story as story
+
     record = facts.get("record") or {}
     plan = facts.get("plan") or {}
+    tag = record.get("release_tag") or {}
     lines = [
         f"# {TITLES[facts['verdict']].capitalize()}: {record.get('version') or 'no version'} "
         f"of {facts['application']} ({facts['stage']})",
@@ -245,6 +236,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
             ("serving now", _release(live_on_primary(facts))),
             ("traffic taken", record.get("traffic_taken") or "never"),
             *([("maintenance", visitors(record))] if visitors(record) else []),
+            *([("release tag", story.tag_line(tag))] if tag else []),
             *([("outside the window", record["outside_window"])] if record.get("outside_window") else []),
         ],
     )
@@ -253,6 +245,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
         lines += ["", "## What failed", "", "```", *failure_lines(failures), "```"]
     if plan.get("level"):
         lines += ["", "## Rollback decision", "", f"**{plan['level']}**: {plan['reason']}"]
+    lines += story.incident_lines(facts) + story.contact_lines(facts)
     told = restored(record)
     if told:
         lines += ["", "## Restore", "", *_table(("", ""), list(told.items()))]
@@ -264,7 +257,8 @@ def markdown(facts: Mapping[str, Any]) -> str:
     if phases:
         rows = [(p["begun"], p["phase"], p["state"], p.get("seconds"), p.get("message", "")) for p in phases]
         lines += ["", "## Timeline", ""] + _table(("begun", "phase", "state", "seconds", "message"), rows)
-    lines += gate_lines(record.get("gates") or {})
+    lines += story.log_lines(facts)
+    lines += story.gate_lines(record.get("gates") or {}, facts.get("before") or {})
     migrations = (record.get("plan") or {}).get("migrations") or []
     if migrations:
         rows = [
@@ -284,6 +278,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
             lines += ["", *_table(("copy", "at", "came back as it was"), [row])]
         if backup.get("degraded"):
             lines += ["", f"**DEGRADED: there is no copy of it in the object store.** {backup['degraded']}"]
+    lines += story.due_lines(record)
     lines += sign_offs(record)
     lines += notification_lines(record.get("notifications") or [])
     if facts.get("states"):

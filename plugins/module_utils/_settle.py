@@ -191,6 +191,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
     if given["primary"] and params["verdict"] == "success" and record["kind"] == "deployment":
         record["due"] = due_of(params["due_tasks"], time.time())
     result: dict[str, Any] = {"record": _record.public(_record.plain(record)), "state": state}
+    result["before"] = gates_before(_record.read_records(layout), deployment)
     if not check_mode:
         _record.write_record(layout, record)
         mark_undone(layout, params["undone"], deployment)
@@ -307,6 +308,24 @@ def load(layout: Layout, given: dict[str, Any], verdict: str) -> dict[str, Any]:
             "a verdict of the primary is never changed."
         )
     return found
+
+
+def gates_before(records: list[dict[str, Any]], deployment: str) -> dict[str, Any]:
+    """Return what the gates of the last success before *deployment* saw: ``{id, version, gates: {moment: {check: observed}}}``.
+
+    :param records: newest first; {} where there was none.
+    """
+    for record in records:
+        good = record.get("kind") == "deployment" and record.get("verdict") == "success"
+        gates = record.get("gates")
+        if good and record["id"] < deployment and isinstance(gates, dict) and any(gates.values()):
+            values = {
+                moment: {str(c.get("name")): str(c.get("observed")) for c in checks if isinstance(c, dict)}
+                for moment, checks in gates.items()
+                if isinstance(checks, list)
+            }
+            return {"id": record["id"], "version": record.get("version"), "gates": values}
+    return {}
 
 
 def mark_undone(layout: Layout, undone: list[str], by: str) -> None:

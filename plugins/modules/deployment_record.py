@@ -233,6 +233,10 @@ state:
   description: The measured state of the host, as M(runbook.deploy.deployment_state) returns it.
   returned: when O(state=finished)
   type: dict
+before:
+  description: What the gates of the last success before this deployment saw, as id, version and gates (moment, check, observed); empty without one.
+  returned: when O(state=finished) and it was not finished before
+  type: dict
 removed:
   description: What retention removed, or would remove in check mode.
   returned: when O(state=finished)

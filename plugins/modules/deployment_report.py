@@ -87,6 +87,24 @@ options:
     type: list
     elements: dict
     default: []
+  release_tag:
+    description: What M(runbook.deploy.release_tag) answered as RV(runbook.deploy.release_tag#module:tag).
+    type: dict
+    default: {}
+  before:
+    description: The deployment before, as C(id), C(version) and C(gates), the values by moment and check, to be shown beside those of this one.
+    type: dict
+    default: {}
+  contacts:
+    description: Whom to call when something went wrong, first to last, as C(role), C(name) and C(contact).
+    type: list
+    elements: dict
+    default: []
+  incident:
+    description: Class of the incident, for the report after a rollback; empty where the report is to suggest one.
+    type: str
+    default: ''
+    choices: ['', security, data_integrity, performance, system_failure]
 """
 
 EXAMPLES = r"""

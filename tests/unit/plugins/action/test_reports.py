@@ -113,6 +113,18 @@ def test_a_full_disk_on_the_controller_does_not_turn_the_verdict(tmp_path, shown
     assert shown[0].startswith("warning: The report could not be written")
 
 
+def test_a_report_that_cannot_be_told_does_not_turn_the_verdict(tmp_path, shown):
+    answer = report(store=str(tmp_path / "reports"), record={"id": ID, "phases": [{"no": "phase"}]})
+    assert not answer.get("failed")
+    assert shown[0].startswith("warning: The report could not be written")
+
+
+def test_the_copy_has_what_became_of_the_tag(tmp_path):
+    tag = {"name": "deployed/v2", "state": "pushed", "message": ""}
+    report(store=str(tmp_path), release_tag=tag)
+    assert json.loads((tmp_path / "shop/production" / f"{ID}.json").read_text())["release_tag"] == tag
+
+
 def test_a_verdict_that_does_not_exist_is_refused():
     assert "perhaps" in report(verdict="perhaps")["msg"]
 

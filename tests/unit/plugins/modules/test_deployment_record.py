@@ -359,3 +359,41 @@ def test_a_full_disk_is_said_in_a_sentence(host, ask, monkeypatch) -> None:
     answer = begin(ask)
     assert answer["failed"] is True
     assert "There is no space left" in answer["msg"]
+
+
+def test_a_success_has_its_tasks_and_the_values_of_the_one_before(host, ask) -> None:
+    check = {
+        "name": "disk",
+        "verdict": "pass",
+        "severity": "critical",
+        "observed": 40,
+        "expected": "",
+        "message": "",
+        "seconds": 0.1,
+    }
+    old = live(host, R1, D1, version="v1", gates={"preflight": [check], "watch": []})
+    record = begin(ask)["record"]
+    host.release(R2)
+    host.switch(R2, record["id"])
+    host.start("web", record["id"], R2)
+    host.kill(old)
+    ended = ask(
+        state="finished",
+        record=record,
+        verdict="success",
+        expect={"release": R2, "deployment": record["id"]},
+        services=[WEB],
+        due_tasks=[
+            {"name": "week", "after": "1 week"},
+            {"name": "look", "after": "1 hour", "note": "the metrics"},
+        ],
+    )
+    assert "failed" not in ended, ended
+    assert [(task["name"], task["state"]) for task in stored(host, record["id"])["due"]] == [
+        ("look", "open"),
+        ("week", "open"),
+    ]
+    finished = lock.parse_timestamp(ended["record"]["finished"])
+    assert 3600 <= lock.parse_timestamp(ended["record"]["due"][0]["due"]) - finished < 3700
+    assert ended["before"] == {"id": D1, "version": "v1", "gates": {"preflight": {"disk": "40"}, "watch": {}}}
+    assert "due" not in stored(host, D1)
