@@ -28,6 +28,9 @@ PLAY = """
     app_version: v2.7
     app_adopt: {{}}
     app_url: https://shop.example.org
+    app_repository: /srv/shop.git
+    app_release_tag: {{}}
+    app_contacts: []
     app_report_store: {root}/reports
     deploy_operator: alice
     rollback_outcome: {{}}
