@@ -11,6 +11,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -380,11 +381,19 @@ def perform(options: Mapping[str, Any], check_mode: bool, warn: Callable[[str], 
                     f"There is no switch {options['switch']!r} in {str(history_file(switch.layout))!r}: see playbooks/flags.yml."
                 )
             back, left = to_take_back(flags, before, switch.store.read(flags.names))
-            return switch.run(back, f"take back {before['id']}", True, left)
+            answer = switch.run(back, f"take back {before['id']}", True, left)
+            return {**answer, "recorded": read_switches(switch.layout)[-NEWEST:]}
         action = (
             "all off" if options["all_off"] else f"stage {options['stage']}" if options["stage"] else "set"
         )
-        return switch.run(wanted, action, options["all_off"])
+        return {
+            **switch.run(wanted, action, options["all_off"]),
+            "recorded": read_switches(switch.layout)[-NEWEST:],
+        }
     except Problem as problem:
         evidence = redact(problem.evidence, hidden)
-        raise Problem(redact(problem.message, hidden), evidence, **problem.results) from problem
+        recorded: list[dict[str, Any]] = []
+        with contextlib.suppress(Problem):
+            recorded = read_switches(switch.layout)[-NEWEST:]
+        results = {"recorded": recorded, **problem.results}
+        raise Problem(redact(problem.message, hidden), evidence, **results) from problem

@@ -233,6 +233,11 @@ switches:
   returned: O(state=shown)
   type: list
   elements: dict
+recorded:
+  description: The same after a switch, or one that failed, that one included.
+  returned: O(state=switched) and O(state=taken_back)
+  type: list
+  elements: dict
 seconds:
   description: How long it took.
   returned: success

@@ -56,6 +56,10 @@ options:
   begun:
     description: When it began, in seconds since 1970.
     type: float
+  store:
+    description: Directory of the controller that gets the history of the switches (C(app_report_store)), as C(flags.json); empty for none.
+    type: str
+    default: ''
 """
 
 EXAMPLES = r"""

@@ -48,6 +48,7 @@ class Site:
             "app_user": getpass.getuser(),
             "app_services": [{"name": "web", "command": "gunicorn --bind unix:{socket} shop"}],
             "app_flags": FLAGS,
+            "app_report_store": str(directory / "reports"),
         }
 
     def file(self, host: str) -> Path:
@@ -105,6 +106,8 @@ def test_shown_switched_and_all_off(site):
     code, said = site.run("-e", "flags_stage=internal", "-e", "flags_reason='day 1'")
     assert code == 0, said
     assert site.values() == ["SEARCH=staff\nBULK=false\n"] * 2
+    kept = json.loads((site.directory / "reports" / "shop" / "production" / "flags.json").read_text())
+    assert [(switch["reason"], switch["verdict"]) for switch in kept["web2"]] == [("day 1", "switched")]
     (begun, ended) = site.history("web2")
     assert (begun["host"], begun["reason"], ended["verdict"]) == ("web2", "day 1", "switched")
     assert begun["operator"]
@@ -118,6 +121,8 @@ def test_shown_switched_and_all_off(site):
     assert code == 0, said
     assert site.values() == ["SEARCH=false\nBULK=false\n"] * 2
     assert re.search(r"all off: done on 2 hosts in \d+\.\d s", said)
+    kept = json.loads((site.directory / "reports" / "shop" / "production" / "flags.json").read_text())
+    assert [switch["action"] for switch in kept["web1"]] == ["stage internal", "all off"]
     site.file("web2").write_text("SEARCH=true\n")
     code, said = site.run("--tags", "flags", playbook="rollback")
     assert code == 0, said

@@ -13,6 +13,7 @@ from ansible import context
 from ansible.module_utils.common.collections import ImmutableDict
 from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.action import deployment_history, due_report
+from ansible_collections.runbook.deploy.plugins.action.feature_flags_report import keep
 from ansible_collections.runbook.deploy.plugins.module_utils._due import due_of
 from ansible_collections.runbook.deploy.plugins.module_utils._history import merged, note_of, one, row
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
@@ -254,3 +255,18 @@ def test_a_marked_task_is_marked_in_the_copy_too(tmp_path, shown):
     copy.write_text("{")
     assert not act(due_report.ActionModule, facts).get("failed")
     assert copy.read_text() == "{"
+
+
+def test_the_switches_of_flags_are_kept_host_by_host_and_damage_is_left(tmp_path, shown):
+    path = tmp_path / "shop" / "production" / "flags.json"
+    first, second = {"id": IDS[0], "verdict": "interrupted"}, {"id": IDS[1], "verdict": "switched"}
+    keep(path, {"web1": {"switches": [first]}, "web2": {}})
+    keep(path, {"web1": {"recorded": [{**first, "verdict": "switched"}, second]}})
+    keep(path, {"web1": {"recorded": [second]}, "web2": {"recorded": [second]}})
+    kept = json.loads(path.read_text())
+    assert kept == {"web1": [{**first, "verdict": "switched"}, second], "web2": [second]}
+    for damage in ("{", "[]", '{"web1": 5}', '{"web1": [{"no": "id"}]}'):
+        path.write_text(damage)
+        keep(path, {"web1": {"recorded": [second]}})
+        assert path.read_text() == damage
+        assert "could not be kept" in shown.pop()
