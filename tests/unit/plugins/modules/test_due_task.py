@@ -119,6 +119,15 @@ def test_nothing_is_marked_while_a_deployment_runs(host, ask) -> None:
     assert not ask().get("failed")
 
 
+def test_no_command_is_run_beside_a_deployment(host, ask, tmp_path) -> None:
+    trace = tmp_path / "ran"
+    command = [sys.executable, "-c", f"open({str(trace)!r}, 'w')"]
+    host.record(D1, R1, due=due_of([{"name": "touch", "after": 0, "command": command}], 0.0))
+    lock.acquire(host.layout, deployment=D2, token="t", owner="bob")
+    assert "held by bob" in ask(task="touch", state="run")["msg"]
+    assert not trace.exists()
+
+
 def test_what_was_taken_back_has_no_tasks_by_itself(host, ask) -> None:
     host.record(D2, R2, undone_by="x", due=due_of(TASKS[:1], 0.0))
     assert ask()["deployment"] == D1
