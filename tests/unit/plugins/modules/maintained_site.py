@@ -90,10 +90,12 @@ http {{
         listen 127.0.0.1:{self.port};
         error_page 503 /of-the-site.html;
         client_max_body_size 1k;
+        # Of the whole site, so that our own places have it, too, unless they say otherwise.
+        auth_basic closed;
         auth_basic_user_file {self.directory}/passwords;
         {f"include {self.server_file}*;" if included else ""}
-        location / {{ proxy_pass http://127.0.0.1:{self.backend.port}; }}
-        location /locked/ {{ auth_basic closed; proxy_pass http://127.0.0.1:{self.backend.port}; }}
+        location / {{ auth_basic off; proxy_pass http://127.0.0.1:{self.backend.port}; }}
+        location /locked/ {{ proxy_pass http://127.0.0.1:{self.backend.port}; }}
         location /own/ {{ return 503; }}
         location = /of-the-site.html {{ internal; return 503 "the site's own"; }}
         location ~ \\.php$ {{ return 404; }}

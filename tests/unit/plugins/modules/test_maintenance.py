@@ -129,6 +129,7 @@ def test_a_second_time_changes_nothing_and_gives_it_a_later_end(site, capsys):
     assert (again["changed"], again["reloaded"]) == (False, False)
     assert second["since"] == first["since"]
     assert second["expires"] > first["expires"] + 3000
+    assert len([path for path in (site.root / "maintenance").iterdir() if path.name.startswith(".on.")]) == 1
     assert page(site)
     assert well(site, capsys, "off")["changed"] is True
     off = well(site, capsys, "off")
@@ -212,6 +213,18 @@ def test_what_nginx_refuses_is_put_back_and_said_whose_fault_it_is(site, capsys)
     assert not site.http_file.exists()
     assert not site.server_file.exists()
     assert site.test()
+    assert serves(site)
+
+
+def test_files_that_nginx_was_not_made_to_read_are_put_back(site, capsys):
+    well(site, capsys, "prepared")
+    before = {path: path.read_bytes() for path in (site.http_file, site.server_file)}
+    script = 'case "$*" in *reload*) echo no signal >&2; exit 9;; esac; exec "$@"'
+    answer = run(site, capsys, "on", retry_after=57, nginx=["sh", "-c", script, "sh", *site.argv])
+    assert answer["failed"] is True
+    assert "nginx could not be reloaded (exit code 9, expected 0)" in answer["msg"]
+    assert "no signal" in answer["evidence"]
+    assert {path: path.read_bytes() for path in before} == before
     assert serves(site)
 
 
