@@ -340,8 +340,9 @@ def test_killed_between_any_two_steps_it_is_the_page_or_the_application_and_one_
         well(site, capsys, "off", verify_timeout=0)
         if state == "off":
             well(site, capsys, "on", expires=20)
-        elif number < 4:
-            for path in (site.http_file, site.server_file):
+        elif number < 6:
+            # From nothing: each of the three files is a step.
+            for path in (site.http_file, site.server_file, site.root / "maintenance" / "page.html"):
                 path.unlink(missing_ok=True)
         killed = killed_at(site, number, state, {"expires": 20})
         assert page(site) or serves(site), f"step {number}"
