@@ -197,7 +197,7 @@ def test_a_file_made_by_hand_is_a_persons(root, capsys):
 def test_what_is_no_file_is_left_alone(root, capsys, there):
     given, flag = options(root, "file"), root.parent / "flag"
     {
-        "directory": lambda: flag.mkdir(),
+        "directory": flag.mkdir,
         "link": lambda: flag.symlink_to("/nowhere"),
         "fifo": lambda: os.mkfifo(flag),
     }[there]()
