@@ -150,7 +150,12 @@ class Place:
         return free_port() if fault == "dead" else self.stack.enter_context(Stranger(fault)).port
 
     def http(self, fault: str) -> dict[str, Any]:
-        more = {"slow": {"max_seconds": 0.3}, "loop": {"follow": True}, "huge": {"contains": "end"}}
+        more = {
+            "slow": {"max_seconds": 0.3},
+            "hangs": {"timeout": 0.5},
+            "loop": {"follow": True},
+            "huge": {"contains": "end"},
+        }
         wanted = {"json": {"value": 1}} if fault not in ("huge", "loop") else {}
         return {"url": self.url("http", fault), **wanted, **more.get(fault, {})}
 
@@ -211,6 +216,7 @@ class Place:
         words = ["/nowhere/at/all"] if fault == "dead" else ["sh", "-c", scripts[fault]]
         more = {
             "slow": {"max_seconds": 0.3},
+            "hangs": {"timeout": 0.5},
             "huge": {"contains": "middle", "timeout": 15},
             "nothing": {"number": "< 5"},
         }
@@ -228,11 +234,11 @@ class Place:
             "flapping": f"SELECT {tenths} % 2",
             "tenth": f"SELECT {tenths} % 10 = 9",
             "hangs": endless.format(""),
-            "slow": endless.format(" LIMIT 2000000"),
+            "slow": endless.format(" LIMIT 300000"),
             "huge": f"SELECT hex(zeroblob({HUGE}))",
             "nothing": "SELECT max(x) FROM t",
         }
-        more = {"max_seconds": 0.01, "value": 2000000} if fault == "slow" else {"value": 0}
+        more = {"max_seconds": 0.01, "value": 300000} if fault == "slow" else {"value": 0}
         return {"query": queries.get(fault, "SELECT 0"), **more}
 
     def log(self, fault: str) -> dict[str, Any]:
@@ -274,7 +280,7 @@ TABLE: dict[str, dict[str, str]] = {
         **dict.fromkeys(("hangs", "resets", "dead"), UNKNOWN),
     },
     "command": {
-        # By default a command has all the time that the gate has.
+        # Its own limit ends it.
         **dict.fromkeys(("slow", "flapping", "tenth", "after", "resets", "hangs"), FAIL),
         **dict.fromkeys(("huge", "nothing", "dead"), UNKNOWN),
     },
@@ -321,9 +327,11 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield found
 
 
-def ask(place: Place, kind: str, fault: str, **more: Any) -> dict[str, Any]:
-    """Return the gate over one check; one that did not pass with ``told``."""
-    check = {"kind": KINDS.get(kind, kind), "name": "it", **getattr(place, kind)(fault)}
+def ask(
+    place: Place, kind: str, fault: str, check: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """Return the gate over one check, with what *check* adds to it; one that did not pass with ``told``."""
+    check = {"kind": KINDS.get(kind, kind), "name": "it", **getattr(place, kind)(fault), **(check or {})}
     options = {name: spec.get("default") for name, spec in _gates.OPTIONS.items()}
     asked = {"moment": "smoke_test", "patience": 0.0, "interval": 0.02, "gates": [check]}
     options.update({**asked, **place.options, **more})
@@ -337,8 +345,8 @@ def ask(place: Place, kind: str, fault: str, **more: Any) -> dict[str, Any]:
 def test_each_fault_has_its_verdict_and_its_time(place: Place, kind: str, fault: str, verdict: str) -> None:
     """And no gate outlives its deadline by more than a second, on a machine that has time for it."""
     repeated = fault in REPEATED
-    # What cannot be asked is asked until the deadline; what goes wrong only now and then needs its attempts.
-    deadline = 30.0 if repeated or fault in ("slow", "huge") and verdict == FAIL else 1.0
+    # What fails ends at once, and what cannot be asked is asked until the deadline.
+    deadline = 30.0 if verdict == FAIL else 1.0
     successes = REPEATED.get(fault, 1) if kind != "sql" else 100
     began = time.monotonic()
     with Stalls() as stalls:
@@ -349,6 +357,19 @@ def test_each_fault_has_its_verdict_and_its_time(place: Place, kind: str, fault:
     (check,) = gate["checks"]
     # Some are cut short before anything can be said to be repeated.
     assert check["message"] and check["observed"] and check["expected"], check
+
+
+@pytest.mark.parametrize(
+    "kind", ["http", "websocket", "page", "query", "redis", "certificate", "command", "sql"]
+)
+def test_no_gate_outlives_its_deadline(place: Place, kind: str) -> None:
+    """Whatever a check's own limit is."""
+    began = time.monotonic()
+    with Stalls() as stalls:
+        gate = ask(place, kind, "hangs", deadline=0.7, check={"timeout": 60})
+        took = time.monotonic() - began
+    assert not gate["passed"] and "told" in gate, gate
+    assert took < 0.7 + 1 + 3 * stalls.seconds, (took, stalls.seconds)
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket", "page", "query", "command", "sql"])
