@@ -87,6 +87,9 @@ VARIABLES: dict[str, Variable] = {
         "dict", {}, "Variables that point app_migrate_command at the copy: {path}, {name}, …", secret=True
     ),
     "app_migrate_time_limit": Variable("int", 300, "Seconds that all migrations together may take."),
+    "app_migrate_blocking_limit": Variable(
+        "int", 0, "Seconds that visitors may wait for one migration, by the rehearsal; 0 for no limit."
+    ),
     "app_migrate_rehearse": Variable(
         "str",
         "auto",

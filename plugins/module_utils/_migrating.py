@@ -20,6 +20,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._migrations import 
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal
+from ansible_collections.runbook.deploy.plugins.module_utils._rehearse import require_short
 
 # Host sides of the frameworks that keep a table of what is applied.
 FRAMEWORKS: dict[str, Any] = {"django": _migrate, "alembic": _alembic}
@@ -38,6 +39,10 @@ def check_options(params: dict[str, Any], check_mode: bool) -> None:
     if params["lock_timeout"] <= 0:
         raise Problem(
             f"The option lock_timeout is {params['lock_timeout']:g}, expected a number of seconds above 0."
+        )
+    if params["blocking_limit"] < 0:
+        raise Problem(
+            f"The option blocking_limit is {params['blocking_limit']}, expected a number of seconds, or 0 for no limit."
         )
     if params["framework"] == "none":
         return
@@ -101,6 +106,7 @@ def work(
     if state in ("planned", "verified"):
         found = seen(params, target, journal, limit)
         journal.update(plan=found["plan"])
+        require_short(found["plan"], float(params["blocking_limit"]))
         notes, inert = found.pop("notes"), found.pop("inert")
         if state == "verified":
             found["notes"] = entry["notes"] = notes

@@ -25,6 +25,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._plan import NO, UN
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 WHEN = ("auto", "always", "never")
+# Locks for which readers or writers wait: of PostgreSQL, as seen on the copy, and of the others, as _locks.py knows them.
+HELD = ("ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
+KNOWN = ("COPY", "write")
+# Seconds of waiting that are worth a note.
+WORTH_A_NOTE = 1.0
 # Differences that are kept of each migration.
 SHOWN = 10
 
@@ -73,6 +78,56 @@ def merge(plan: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, 
             {**migration, **judged, "rehearsed": {**rehearsed, "reversible": judged["reversible"]}}
         )
     return {**plan, "migrations": migrations, **overall(migrations)}
+
+
+def blocking(migrations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``[{migration, seconds, tables}]`` of the *migrations* during which visitors wait, the longest first.
+
+    :param migrations: of a plan that was rehearsed. On PostgreSQL the locks count that were held on the copy; elsewhere those that
+        its statements are known to take. The whole time counts: a lock is given back at the end of a transaction.
+    """
+    found = []
+    for migration in migrations:
+        seen = migration.get("rehearsed")
+        if not seen:
+            continue
+        held = [entry for entry in seen["locks"] if entry["lock"] in HELD]
+        held += [entry for entry in migration.get("locks", ()) if entry["lock"] in KNOWN]
+        if held:
+            found.append(
+                {
+                    "migration": f"{migration['app']}.{migration['name']}",
+                    "seconds": seen["forward_seconds"],
+                    "tables": sorted({entry["table"] for entry in held if entry["table"]}),
+                }
+            )
+    return sorted(found, key=lambda entry: (-entry["seconds"], entry["migration"]))
+
+
+def tables_in(snapshot: Mapping[str, Any]) -> set[str]:
+    """Return the tables of a PostgreSQL *snapshot*, partitioned ones too, named as locks name them: without the schema ``public``."""
+    places = (key[7:].rsplit(".", 1)[0] for key in snapshot["schema"] if key.startswith("column "))
+    return set(snapshot["rows"]) | {place.removeprefix("public.") for place in places}
+
+
+def require_short(plan: Mapping[str, Any], limit: float) -> None:
+    """Refuse a *plan* whose rehearsal shows that visitors would wait for one migration longer than *limit* seconds; 0: never.
+
+    :raises Problem: naming the longest.
+    """
+    longest = next(iter((plan.get("rehearsal") or {}).get("blocking") or ()), None)
+    if limit > 0 and longest and longest["seconds"] > limit:
+        raise Problem(
+            f"The migration {longest['migration']} took {longest['seconds']:.1f} s on the copy of the database and keeps {in_words(longest)} "
+            f"locked meanwhile, above app_migrate_blocking_limit of {limit:g} s; nothing live was touched: split it into steps that "
+            "lock shortly, or raise the limit and deploy in a window of that length."
+        )
+
+
+def in_words(entry: Mapping[str, Any]) -> str:
+    """Return the tables of *entry*, as :func:`blocking` has it."""
+    names = entry["tables"]
+    return (", ".join(names[:5]) + (", …" if len(names) > 5 else "")) or "tables"
 
 
 class NeedsNetwork(Exception):
@@ -128,15 +183,20 @@ class Rehearsal:
         found: dict[tuple[str, str], dict[str, Any]] = {}
         stages: list[tuple[tuple[str, str], list[list[str]], dict[str, Any]]] = []
         rows, ended = [list(row) for row in applied], []
+        existing: set[str] | None = None
         for migration in plan["migrations"]:
             key = (migration["app"], migration["name"])
             before = self.engine.snapshot(self.scratch)
+            if existing is None:
+                existing = tables_in(before)
             try:
                 with self._watched(migration) as sampler:
                     seen = self._forward(key, sum(entry["forward_seconds"] for entry in found.values()))
                 if sampler is not None:
                     told = {("public", entry["table"], entry["lock"]) for entry in seen["locks"]}
                     seen["locks"] = strongest(told | sampler.seen)
+                # Nobody can wait for a table that the same deployment makes.
+                seen["locks"] = [entry for entry in seen["locks"] if entry["table"] in existing]
             except NeedsNetwork as needs:
                 # What it left of itself is unknown, so nothing is compared any more.
                 ended, stages = [str(needs)], []
@@ -165,8 +225,14 @@ class Rehearsal:
         merged["rehearsal"] = {
             "forward_seconds": round(forward, 3),
             "backward_seconds": round(sum(entry["backward_seconds"] or 0.0 for entry in found.values()), 3),
+            "blocking": blocking(merged["migrations"]),
             **isolated,
         }
+        notes += [
+            f"while {entry['migration']} runs visitors wait for {in_words(entry)}: up to {entry['seconds']:.1f} s on the copy"
+            for entry in merged["rehearsal"]["blocking"]
+            if entry["seconds"] >= WORTH_A_NOTE
+        ]
         return merged, notes
 
     def _watched(self, migration: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
@@ -230,6 +296,8 @@ class Rehearsal:
         found: dict[str, Any],
     ) -> bool:
         """Go back behind *key* and compare with *snapshot*; return whether going further back makes sense."""
+        # What going back locks is no part of what was told of going forward.
+        self.locks = []
         begun = time.monotonic()
         try:
             self.agent.call(

@@ -262,7 +262,14 @@ def markdown(facts: Mapping[str, Any]) -> str:
     migrations = (record.get("plan") or {}).get("migrations") or []
     if migrations:
         rows = [
-            (m["app"], m["name"], m["reversible"], m["compatible"], m["destructive"], rehearsed(m))
+            (
+                m["app"],
+                m["name"],
+                m["reversible"],
+                m["compatible"],
+                m["destructive"],
+                rehearsed(m) + waits(record, m),
+            )
             for m in migrations
         ]
         lines += ["", "## Migrations", ""]
@@ -285,6 +292,14 @@ def markdown(facts: Mapping[str, Any]) -> str:
         rows = [(host, host_sentence(state)) for host, state in sorted(facts["states"].items())]
         lines += ["", "## Hosts", ""] + _table(("host", "measured"), rows)
     return "\n".join(lines) + "\n"
+
+
+def waits(record: Mapping[str, Any], migration: Mapping[str, Any]) -> str:
+    """Return for whom visitors would wait while *migration* runs, as the rehearsal of *record* saw it; "" for nothing."""
+    name = f"{migration['app']}.{migration['name']}"
+    found = ((record.get("plan") or {}).get("rehearsal") or {}).get("blocking") or []
+    tables = next((entry["tables"] for entry in found if entry["migration"] == name), None)
+    return "" if tables is None else f"; visitors wait meanwhile ({', '.join(tables) or 'tables'})"
 
 
 def rehearsed(migration: Mapping[str, Any]) -> str:

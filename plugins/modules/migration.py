@@ -192,6 +192,12 @@ options:
     description: Seconds for the whole work. The application's process is ended when they are over.
     type: int
     default: 300
+  blocking_limit:
+    description:
+      - For O(state=verified) with a rehearsal, seconds that one migration may take while it holds a lock that readers or writers of
+        the site wait for; one that takes longer ends the deployment before anything live is touched. V(0) for no such limit.
+    type: int
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -269,6 +275,7 @@ plan:
       description:
         - The rehearsal, with C(forward_seconds), C(backward_seconds), C(off) (what was switched off meanwhile) and C(network),
           V(namespace) for a process without any or V(python) for connections that were refused. Missing where none was held.
+        - C(blocking) has the migrations during which visitors wait, the longest first, as C(migration), C(seconds) and C(tables).
       type: dict
     rebuilds:
       description: The tables that SQLite copies, while writers have to wait.
@@ -387,6 +394,7 @@ def main() -> None:
             "app": {"type": "str", "default": ""},
             "target": {"type": "str", "default": ""},
             "time_limit": {"type": "int", "default": 300},
+            "blocking_limit": {"type": "int", "default": 0},
             "rehearse": {"type": "str", "choices": ["auto", "always", "never"], "default": "never"},
             "rehearse_environment": {"type": "str", "no_log": True},
             "command": {"type": "list", "elements": "str", "default": []},

@@ -17,10 +17,18 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.runbook.deploy.plugins.module_utils._rehearse import judge, merge, wanted
+from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._rehearse import (
+    blocking,
+    judge,
+    merge,
+    require_short,
+    wanted,
+)
 from ansible_collections.runbook.deploy.plugins.modules.migration import main
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_project import (
     MODELS,
+    NOTE,
     DjangoProject,
 )
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_servers import (
@@ -74,8 +82,10 @@ def copy(running: Server) -> None:
         return
     running.sql(f"DROP DATABASE {running.scratch}; CREATE DATABASE {running.scratch}", None)
     arguments = ["--no-defaults", f"--socket={running.socket}", "-u", "root", "shop"]  # type: ignore[attr-defined]
-    names = ["mysqldump"] if os.environ.get("MYSQL_BIN") else ["mariadb-dump", "mysqldump"]
-    dump = running.run(program(*names), *arguments)
+    if os.environ.get("MYSQL_BIN"):
+        dump = running.run(program("mysqldump"), *arguments[:1], "--set-gtid-purged=OFF", *arguments[1:])
+    else:
+        dump = running.run(program("mariadb-dump", "mysqldump"), *arguments)
     running.sql(dump.replace("/*M!999999\\- enable the sandbox mode */", ""), running.scratch)
 
 
@@ -482,3 +492,58 @@ def test_what_a_rehearsal_proves(judged: Any, found: Any, after: Any) -> None:
     assert (plan["reversible"], plan["destructive"]) == after
     assert plan["migrations"][0]["rehearsed"]["reversible"] == after[0]
     assert merge({"migrations": [migration]}, {})["migrations"] == [migration]
+
+
+def test_what_would_keep_visitors_waiting_is_measured_and_held_against_the_limit(
+    project: DjangoProject, rehearse: Callable[..., dict[str, Any]]
+) -> None:
+    # A table is locked by the first operation until the slow second one has ended; MySQL copies it for the new type.
+    code = "import time\ndef there(apps, editor):\n    time.sleep(1.1)\n"
+    operations = (
+        "migrations.AlterField('order', 'number', models.TextField()), migrations.RunPython(there, there)"
+    )
+    project.migration("0002_slow", "0001_initial", operations, code=code)
+    project.migration("0003_note", "0002_slow", NOTE)
+    longer = MODELS.replace("models.CharField(max_length=20)", "models.TextField()")
+    project.write(
+        "orders/models.py", longer + "\n\nclass Note(models.Model):\n    text = models.TextField()\n"
+    )
+    answer = rehearse()
+    found = answer["plan"]["rehearsal"]["blocking"]
+    assert [(entry["migration"], entry["tables"]) for entry in found] == [
+        ("orders.0002_slow", ["orders_order"])
+    ]
+    assert found[0]["seconds"] >= 1.1
+    assert any("visitors wait for orders_order" in note for note in answer["notes"])
+    refused = rehearse(blocking_limit=1)
+    assert refused["failed"] and "app_migrate_blocking_limit of 1 s" in refused["msg"]
+    assert "orders.0002_slow" in refused["msg"] and "nothing live was touched" in refused["msg"]
+
+
+def test_only_locks_that_somebody_waits_for_count_and_the_longest_is_named() -> None:
+    def migration(name: str, seconds: float, locks: list[str], known: list[str]) -> dict[str, Any]:
+        told = {"forward_seconds": seconds, "locks": [{"table": "t", "lock": lock} for lock in locks]}
+        return {
+            "app": "a",
+            "name": name,
+            "locks": [{"table": "t", "lock": k} for k in known],
+            "rehearsed": told,
+        }
+
+    plan = [
+        migration("short", 2.0, ["ShareLock"], []),
+        migration("long", 9.0, ["AccessExclusiveLock"], ["ACCESS EXCLUSIVE"]),
+        migration("copied", 3.0, [], ["COPY"]),
+        migration("beside", 99.0, ["ShareUpdateExclusiveLock"], ["INPLACE", "INSTANT", "ROW"]),
+        {"app": "a", "name": "unseen", "locks": [{"table": "t", "lock": "COPY"}]},
+    ]
+    found = blocking(plan)
+    assert [entry["migration"] for entry in found] == ["a.long", "a.copied", "a.short"]
+    seen = {"rehearsal": {"blocking": found}}
+    require_short(seen, 9.0)
+    require_short(seen, 0)
+    require_short({}, 1.0)
+    with pytest.raises(
+        Problem, match=r"a\.long took 9\.0 s .* keeps t locked .* app_migrate_blocking_limit of 8 s"
+    ):
+        require_short(seen, 8.0)
