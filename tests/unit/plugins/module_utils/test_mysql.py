@@ -340,6 +340,30 @@ def test_a_server_that_dies_during_the_dump(
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE plain ADD COLUMN more int",
+        "CREATE TABLE added (id int PRIMARY KEY)",
+        "DROP TRIGGER loud",
+    ],
+)
+def test_a_schema_that_is_changed_while_it_is_dumped_makes_no_backup(
+    layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    write = mysql.Mysql._write
+
+    def change_after(self: Any, *arguments: Any) -> None:
+        # What was changed at the beginning a dump may hold empty, what was changed at its end not at all.
+        write(self, *arguments)
+        as_app(server, change)
+
+    monkeypatch.setattr(mysql.Mysql, "_write", change_after)
+    with pytest.raises(Problem, match=r"was changed while it was dumped.*end what changes it"):
+        take(layout, server)
+    assert leftovers(layout) == []
+
+
+@pytest.mark.parametrize(
     ("script", "said"),
     [
         ("echo 'a warning' >&2; kill -KILL $$", "it was ended by signal 9"),
