@@ -124,3 +124,14 @@ def test_nothing_is_begun_when_the_time_is_up(fleet):
         assert "The 7 s of app_rollback_timeout are over" in outcome[name]["failure"]["reason"], fleet.output
     assert fleet.site.one.process.poll() is fleet.site.two.process.poll() is None
     assert fleet.site.status("one").startswith("UP")
+
+
+def test_what_takes_longer_than_the_limit_is_left_and_told(fleet):
+    module = fleet.directory / "collections/ansible_collections/runbook/deploy/plugins/modules/app_service.py"
+    text = module.read_text(encoding="utf-8")
+    module.write_text(text.replace("root = module", "time.sleep(300)\nroot = module"), encoding="utf-8")
+    outcome = fleet.run(limit=3, app_load_balancer={})
+    for name in ("one", "two"):
+        reason = outcome[name]["failure"]["reason"]
+        assert "not done within the 3 s of app_rollback_timeout" in reason, fleet.output
+        assert f"what it began on {name} may still go on" in reason
