@@ -145,7 +145,7 @@ class TestByHand:
             "-e",
             "rollback_mode=planned",
             "-e",
-            "rollback_reason=the search is slow",
+            'rollback_reason="the search is slow"',
             "-e",
             "deployment_take_over=true",
         )
