@@ -237,17 +237,17 @@ def test_thousand_tasks(fleet, shop):
         ("two", "beat"),
         ("two", "worker"),
     ]
-    with Client(shop, 10 * TASKS) as client:
+    with Client(shop, 20 * TASKS) as client:
         shop.until(lambda: client.sent > 20, "tasks that come in")
         with Watch(fleet) as watch:
             fleet.play("deploy", "-e", "version=v2")
         watch.ordered()
         (new,) = {release for _host, _service, release in fleet.processes()}
         with Watch(fleet) as watch:
-            fleet.play("rollback", "-e", "rollback_reason=practice")
+            fleet.play("rollback", "--tags", "code", "-e", "rollback_reason=practice")
         watch.ordered()
         (old,) = {release for _host, _service, release in fleet.processes()}
-        assert new != old
+        assert new != old and ("two", "beat", old) in fleet.processes()
         before = client.sent
     assert before > 50 and client.sent >= TASKS
     exactly_once(shop, client.sent)
