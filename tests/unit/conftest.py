@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,26 @@ from typing import Any
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _record
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.record_schema import faults
+
+# See django_servers.py: files of new database servers, which are made once for all files of tests and all workers.
+PATTERNS = "RUNBOOK_TEST_SERVERS"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory of the patterns; workers inherit the variable."""
+    if hasattr(config, "workerinput"):
+        return
+    made = tempfile.mkdtemp(prefix="rb-servers-", dir="/tmp")
+    if not os.geteuid():
+        # No server starts as root, nor does what makes its files (ordinary_user).
+        shutil.chown(made, "nobody")
+    os.environ[PATTERNS] = made
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove them."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(PATTERNS, ""), ignore_errors=True)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -15,13 +16,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_project import DjangoProject
 
+# Names the directory of the patterns of new servers (tests/unit/conftest.py).
+PATTERNS = "RUNBOOK_TEST_SERVERS"
 PASSWORD = "word-that-nobody-may-see"
 POSTGRESQL_PLACES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 
@@ -63,7 +66,9 @@ class Server:
     scratch = "runbook_scratch_0a1b2c3d"
     driver = ""
 
-    def __init__(self) -> None:
+    def __init__(self, fresh: bool = False) -> None:
+        self.fresh = fresh
+        self.kept: dict[str, Any] = {}
         if importlib.util.find_spec(self.driver) is None:
             pytest.skip(
                 f"the driver {self.driver} is not installed beside pytest; install requirements-dev.txt"
@@ -75,6 +80,21 @@ class Server:
             shutil.chown(self.directory, "nobody")
         self.process: subprocess.Popen[bytes] | None = None
         self.as_user = ordinary_user()
+
+    def install(self, target: Path, make: Callable[[Path], None]) -> None:
+        """Give *target* the files of a new server, as *make* writes them; made once for all tests, and copied."""
+        place = os.environ.get(PATTERNS)
+        if self.fresh or not place:
+            make(target)
+            return
+        pattern = Path(place, self.engine)
+        with Path(place, f"{self.engine}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not pattern.exists():
+                made = Path(place, f"{self.engine}.{os.getpid()}")
+                make(made)
+                made.rename(pattern)
+        self.run("cp", "-a", str(pattern), str(target))
 
     def spawn(self, *argv: str) -> None:
         """Start the server and wait until it answers."""
@@ -138,6 +158,14 @@ class Server:
         """Empty the databases."""
         raise NotImplementedError
 
+    def keep(self, name: str, value: Any = True) -> None:
+        """Keep a copy of the live database and *value* below *name*."""
+        raise NotImplementedError
+
+    def put_back(self, name: str) -> Any:
+        """Make the live database what was kept below *name*, empty the scratch, return the value; None: nothing was kept."""
+        raise NotImplementedError
+
     @property
     def settings(self) -> dict[str, Any]:
         """DATABASES["default"]."""
@@ -163,13 +191,12 @@ class Postgresql(Server):
     backend = "django.db.backends.postgresql"
     driver = "psycopg"
 
-    def __init__(self) -> None:
+    def __init__(self, fresh: bool = False) -> None:
         initdb = program("initdb")
-        super().__init__()
+        super().__init__(fresh)
         self.data = self.directory / "data"
-        self.run(
-            *(initdb, "-D", str(self.data), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
-        )
+        options = ("-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
+        self.install(self.data, lambda data: self.run(initdb, "-D", str(data), *options))
         self.start()
         self.sql(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'", "postgres")
 
@@ -184,22 +211,14 @@ class Postgresql(Server):
         self.spawn(program("postgres"), "-D", str(self.data), *arguments)
 
     def sql(self, statement: str, database: str | None = "shop") -> list[list[str]]:
+        return self.script(database or "postgres", statement)
+
+    def script(self, database: str, *statements: str) -> list[list[str]]:
+        """Run each of *statements* in a transaction of its own; return the rows of all."""
         out = self.run(
-            program("psql"),
-            *(
-                "-X",
-                "-A",
-                "-t",
-                "-F",
-                "\t",
-                "-h",
-                str(self.directory),
-                "-p",
-                str(self.port),
-                "-U",
-                "postgres",
-            ),
-            *("-v", "ON_ERROR_STOP=1", "-d", database or "postgres", "-c", statement),
+            *(program("psql"), "-X", "-A", "-t", "-F", "\t", "-h", str(self.directory), "-p", str(self.port)),
+            *("-U", "postgres", "-v", "ON_ERROR_STOP=1", "-d", database),
+            *(word for statement in statements for word in ("-c", statement)),
         )
         return [line.split("\t") for line in out.splitlines()]
 
@@ -216,10 +235,22 @@ class Postgresql(Server):
             autocommit=False,
         )
 
-    def clean(self) -> None:
-        for name in ("shop", self.scratch):
-            self.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", "postgres")
-            self.sql(f"CREATE DATABASE {name} OWNER app", "postgres")
+    def clean(self, pattern: str = "template1") -> None:
+        self.script(
+            "postgres",
+            *(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)" for name in ("shop", self.scratch)),
+            f"CREATE DATABASE shop TEMPLATE {pattern} OWNER app",
+            f"CREATE DATABASE {self.scratch} OWNER app",
+        )
+
+    def keep(self, name: str, value: Any = True) -> None:
+        self.sql(f"CREATE DATABASE kept_{name} TEMPLATE shop OWNER app", "postgres")
+        self.kept[name] = value
+
+    def put_back(self, name: str) -> Any:
+        if name in self.kept:
+            self.clean(f"kept_{name}")
+        return self.kept.get(name)
 
 
 class Mariadb(Server):
@@ -229,15 +260,15 @@ class Mariadb(Server):
     backend = "django.db.backends.mysql"
     driver = "pymysql"
 
-    def __init__(self) -> None:
+    def __init__(self, fresh: bool = False) -> None:
         install = program("mariadb-install-db")
-        super().__init__()
+        super().__init__(fresh)
         self.data = self.directory / "data"
         self.socket = self.directory / "s"
-        self.run(
-            *(install, "--no-defaults", f"--datadir={self.data}", "--skip-test-db"),
-            # Two of them at the same time would meet in /tmp.
-            *("--auth-root-authentication-method=normal", f"--tmpdir={self.directory}"),
+        # Two of them at the same time would meet in /tmp.
+        options = ("--skip-test-db", "--auth-root-authentication-method=normal", f"--tmpdir={self.directory}")
+        self.install(
+            self.data, lambda data: self.run(install, "--no-defaults", f"--datadir={data}", *options)
         )
         self.start()
         self.sql(f"CREATE USER app@'%' IDENTIFIED BY '{PASSWORD}'", None)
@@ -282,26 +313,52 @@ class Mariadb(Server):
             autocommit=False,
         )
 
-    def clean(self) -> None:
-        for name in ("shop", self.scratch):
-            self.sql(f"DROP DATABASE IF EXISTS {name}; CREATE DATABASE {name}", None)
-            for host in ("%", "localhost"):
-                self.sql(f"GRANT ALL ON {name}.* TO app@'{host}'", None)
+    def clean(self, more: str = "") -> None:
+        statements = [
+            statement
+            for name in ("shop", self.scratch)
+            for statement in (
+                f"DROP DATABASE IF EXISTS {name}",
+                f"CREATE DATABASE {name}",
+                *(f"GRANT ALL ON {name}.* TO app@'{host}'" for host in ("%", "localhost")),
+            )
+        ]
+        self.sql("; ".join(statements) + more, None)
+
+    def keep(self, name: str, value: Any = True) -> None:
+        self.kept[name] = (self.dump(), value)
+
+    def put_back(self, name: str) -> Any:
+        if name not in self.kept:
+            return None
+        dump, value = self.kept[name]
+        self.clean(f"; USE shop; {dump}")
+        return value
+
+    def dump(self) -> str:
+        """Return the live database as statements."""
+        arguments = (f"--socket={self.socket}", "-u", "root", "shop")
+        if os.environ.get("MYSQL_BIN"):
+            text = self.run(program("mysqldump"), "--no-defaults", "--set-gtid-purged=OFF", *arguments)
+        else:
+            text = self.run(program("mariadb-dump", "mysqldump"), "--no-defaults", *arguments)
+        # Newer ones begin with a word to the client, which it knows on a line of its own only.
+        return text.replace("/*M!999999\\- enable the sandbox mode */", "")
 
 
 SERVERS = {"postgresql": Postgresql, "mysql": Mariadb}
 
 
 @contextlib.contextmanager
-def serving(engine: str) -> Iterator[Server]:
-    """Start a server of *engine*, and end it."""
+def serving(engine: str, fresh: bool = False) -> Iterator[Server]:
+    """Start a server of *engine*, and end it; *fresh*: it does not have the identity of all others that were copied."""
     if engine == "mysql" and os.environ.get("MYSQL_BIN"):
-        # MySQL's own server instead of MariaDB's: see there.
+        # MySQL's own server instead of MariaDB's, always made anew: see there.
         from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.mysql_server import Mysql
 
         server: Server = Mysql()
     else:
-        server = SERVERS[engine]()
+        server = SERVERS[engine](fresh)
     try:
         yield server
     finally:
@@ -320,6 +377,15 @@ class ServerProject(DjangoProject):
                 "import pymysql\npymysql.version_info = (2, 2, 7, 'final', 0)\npymysql.install_as_MySQLdb()\n"
             )
         self.configure()
+
+    def fill(self, *numbers: str) -> None:
+        if self.server.put_back("filled") == numbers:
+            return
+        self.server.clean()
+        self.manage("migrate", "--verbosity", "0")
+        role = "SET ROLE app; " if self.server.engine == "postgresql" else ""
+        self.server.sql(f"{role}{self.insert(*numbers)}")
+        self.server.keep("filled", numbers)
 
     def configure(self, **changes: Any) -> None:
         """Write the settings of the database, with *changes*."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +34,6 @@ from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_s
     PASSWORD,
     Server,
     ServerProject,
-    program,
     serving,
 )
 
@@ -62,15 +60,8 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> DjangoProject:
     if request.param == "sqlite":
         made: DjangoProject = DjangoProject(tmp_path / "srv")
     else:
-        running = request.getfixturevalue(request.param)
-        running.clean()
-        made = ServerProject(tmp_path / "srv", running)
-    made.manage("migrate", "--verbosity", "0")
-    statement = "insert into orders_order (number) values ('one'), ('two')"
-    if isinstance(made, ServerProject):
-        made.server.sql(f"SET ROLE app; {statement}" if request.param == "postgresql" else statement)
-    else:
-        made.rows(statement)
+        made = ServerProject(tmp_path / "srv", request.getfixturevalue(request.param))
+    made.fill("one", "two")
     return made
 
 
@@ -81,12 +72,7 @@ def copy(running: Server) -> None:
         running.sql(f"CREATE DATABASE {running.scratch} TEMPLATE shop OWNER app", "postgres")
         return
     running.sql(f"DROP DATABASE {running.scratch}; CREATE DATABASE {running.scratch}", None)
-    arguments = ["--no-defaults", f"--socket={running.socket}", "-u", "root", "shop"]  # type: ignore[attr-defined]
-    if os.environ.get("MYSQL_BIN"):
-        dump = running.run(program("mysqldump"), *arguments[:1], "--set-gtid-purged=OFF", *arguments[1:])
-    else:
-        dump = running.run(program("mariadb-dump", "mysqldump"), *arguments)
-    running.sql(dump.replace("/*M!999999\\- enable the sandbox mode */", ""), running.scratch)
+    running.sql(running.dump(), running.scratch)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -59,15 +59,8 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> DjangoProject:
     if request.param == "sqlite":
         made: DjangoProject = DjangoProject(tmp_path / "srv")
     else:
-        running = request.getfixturevalue(request.param)
-        running.clean()
-        made = ServerProject(tmp_path / "srv", running)
-    made.manage("migrate", "--verbosity", "0")
-    statement = "insert into orders_order (number) values ('one'), ('two')"
-    if isinstance(made, ServerProject):
-        made.server.sql(f"SET ROLE app; {statement}" if request.param == "postgresql" else statement)
-    else:
-        made.rows(statement)
+        made = ServerProject(tmp_path / "srv", request.getfixturevalue(request.param))
+    made.fill("one", "two")
     return made
 
 
