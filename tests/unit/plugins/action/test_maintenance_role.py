@@ -1,0 +1,125 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ends of a run, by ansible-playbook itself: the page goes, stays where a person is needed, comes back, and stops no way back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[4]
+# Steps: (entry point, variables); after each the play says whether the file is there and what the host knows.
+PLAY = """
+- hosts: localhost
+  gather_facts: false
+  vars:
+    app_maintenance: {{kind: file, path: {root}/flag}}
+    app_maintenance_monitoring: []
+    app_root: {root}/srv
+    app_name: shop
+    app_stage: production
+    app_user: ""
+    app_environment: {{}}
+    app_settings_module: ""
+    app_url: ""
+    app_web_server: {{}}
+    app_services: [{{name: web, kind: web, command: x}}]
+    maintenance_deployment: 20261121T013700-ab12
+    maintenance_record: {{}}
+  tasks:
+{steps}
+"""
+STEP = """
+    - name: Step
+      ansible.builtin.include_role:
+        name: runbook.deploy.maintenance
+        tasks_from: {entry}
+        rolespec_validate: false
+      vars: {variables}
+    - name: Note
+      ansible.builtin.debug:
+        msg: "NOTE {{{{ [lookup('ansible.builtin.fileglob', '{root}/flag') | length > 0,
+          maintenance_left_on | default({{}}) | length > 0, maintenance_downtime | default({{}}) | length > 0] | map('string') | join(' ') }}}}"
+"""
+
+
+def play(tmp_path: Path, *steps: tuple[str, dict]) -> list[list]:
+    """Return a row for each step: [the flag is there, it was left on, a downtime is known]."""
+    (tmp_path / "srv").mkdir()
+    text = "".join(
+        STEP.format(entry=entry, variables=json.dumps(variables), root=tmp_path) for entry, variables in steps
+    )
+    (tmp_path / "play.yml").write_text(PLAY.format(root=tmp_path, steps=text))
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".ansible_dev"),
+        "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
+        "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+    }
+    argv = [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", "-c", "local"]
+    argv += ["-e", f"ansible_python_interpreter={sys.executable}", "play.yml"]
+    done = subprocess.run(
+        argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=180
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [
+        [word == "True" for word in found.split()] for found in re.findall(r'NOTE ([A-Za-z ]+)"', done.stdout)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def no_watchman_is_left(tmp_path):
+    yield
+    # A watchman ends by itself when the note is gone.
+    (tmp_path / "srv/maintenance/state.json").unlink(missing_ok=True)
+
+
+def test_the_page_goes_stays_where_a_person_is_needed_and_comes_back(tmp_path):
+    assert play(
+        tmp_path,
+        # Where it was not on, a way back that failed does not put it on.
+        ("settle.yml", {"maintenance_keep": True}),
+        ("on.yml", {}),
+        ("settle.yml", {"maintenance_keep": True, "maintenance_reason": "a person is needed"}),
+        ("settle.yml", {"maintenance_keep": False}),
+        # The proof failed after it was taken off.
+        ("settle.yml", {"maintenance_keep": True}),
+        ("off.yml", {}),
+    ) == [
+        [False, False, False],
+        [True, False, False],
+        [True, False, False],
+        [False, False, True],
+        [True, False, True],
+        [False, False, True],
+    ]
+
+
+def test_a_page_that_cannot_be_switched_stops_neither_a_way_back_nor_the_end_of_a_run(tmp_path):
+    elsewhere = {"maintenance_described": {"kind": "file", "path": "/nowhere/at/all/flag"}}
+    other = {"maintenance_described": {"kind": "command", "command_on": ["true"], "command_off": ["true"]}}
+    assert play(
+        tmp_path,
+        ("begin_rollback.yml", elsewhere),
+        ("on.yml", {}),
+        # Another kind cannot end it: that is told, and tried again.
+        ("off.yml", other),
+        ("settle.yml", {**other, "maintenance_keep": True}),
+        ("off.yml", {}),
+    ) == [
+        [False, False, False],
+        [True, False, False],
+        [True, True, False],
+        [True, True, False],
+        [False, False, True],
+    ]
