@@ -16,13 +16,13 @@ from ansible.plugins.action import ActionBase
 from ansible.plugins.action.add_host import ActionModule as AddHost
 from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.module_utils._contract import (
-    VARIABLES,
     check,
     defaults,
     health_host,
     inputs_digest,
     services_of,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._contract_variables import VARIABLES
 from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window import (
     missing,
     outside,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils._contract import (
-    VARIABLES,
     check,
     complete_service,
     defaults,
     inputs_digest,
     services_of,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._contract_variables import VARIABLES
 
 SECRET = "hunter2-hunter2"
 DOCS = Path(__file__).resolve().parents[4] / "docs" / "variables.md"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils._balancer import OPTIONS
-from ansible_collections.runbook.deploy.plugins.module_utils._contract import VARIABLES, check
+from ansible_collections.runbook.deploy.plugins.module_utils._contract import check
+from ansible_collections.runbook.deploy.plugins.module_utils._contract_variables import VARIABLES
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import (
     KINDS,
     ON_DEADLINE,
