@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils import _log_files, _log_journal
+from ansible_collections.runbook.deploy.plugins.module_utils import _log_files, _log_journal, _log_tail
 from ansible_collections.runbook.deploy.plugins.module_utils._bounded import KILL_GRACE, TERM_GRACE
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
@@ -26,7 +24,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     check_result,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct, hidden
-from ansible_collections.runbook.deploy.plugins.module_utils._log_entries import Assembler, Entry, Line
 from ansible_collections.runbook.deploy.plugins.module_utils._log_files import Unread
 from ansible_collections.runbook.deploy.plugins.module_utils._log_spec import (
     Check,
@@ -34,6 +31,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._log_spec import (
     expected_of,
     parse_check,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._log_tail import Tail
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -55,8 +53,6 @@ RULES: dict[str, Any] = {}
 POLL = 0.25
 # Kept of the time for a child to end, and for what is in memory to be judged.
 ENDING = TERM_GRACE + KILL_GRACE
-# Processes whose entries of a journal are put together at the same time.
-WRITERS = 256
 
 
 class Follower:
@@ -71,25 +67,21 @@ class Follower:
         self.accumulate = bool(options["accumulate"])
         self.timeout = check.common.timeout or float(options["timeout"])
         self.given = cursor
-        self._cursor: dict[str, Any] | None = None
-        # What could not be read of what was written stays unknown, also when all that follows was read.
-        self._lost = False
+        self._tail: Tail | None = None
         self._restart()
 
     def _restart(self) -> None:
+        self._tail = None
         self.tally = Tally(self.check)
-        self._writers: OrderedDict[str, Assembler] = OrderedDict()
+        # What could not be read of what was written stays unknown, also when all that follows was read.
         self._missing = ""
-        self._lost = False
 
     def mark(self, limit: float) -> dict[str, Any]:
         """Return a cursor for the end of the log.
 
         :raises Unread: when it cannot be read.
         """
-        if self.check.path is not None:
-            return _log_files.mark(self.check.path, self.check.absent)
-        return _log_journal.mark(self.check.entries_of(), limit)
+        return _log_tail.mark(self.check, limit)
 
     def ask(self, limit: float) -> dict[str, Any]:
         """Read what was written since the mark, and judge it; *limit* is the latest end (``time.monotonic()``)."""
@@ -98,10 +90,11 @@ class Follower:
         limit = min(limit - ENDING, until + self.timeout)
         unread = ""
         try:
-            if not self.accumulate or self._cursor is None:
+            tail = self._tail if self.accumulate else None
+            if tail is None:
                 self._restart()
-                self._cursor = self._begin(limit)
-            self._follow(until, limit)
+                tail = self._tail = Tail(self.check, self.tally, self._begin(limit))
+            self._follow(tail, until, limit)
         except Unread as error:
             unread = error.text
         return self._result(begun, self._missing or unread)
@@ -121,61 +114,24 @@ class Follower:
             raise Unread(f"{where} is that of {found['path']}")
         return found
 
-    def _follow(self, until: float, limit: float) -> None:
+    def _follow(self, tail: Tail, until: float, limit: float) -> None:
         while True:
             last = time.monotonic() >= min(until, limit)
             final = last and not self.accumulate
-            self._read(limit, final)
+            missing = tail.read(limit, final)
+            self._missing = self._missing or missing
             if final:
-                for name in list(self._writers):
-                    self._end(name)
+                tail.end()
             # What is proved wrong does not become right by waiting.
-            pending = [entry for entry in (one.entry for one in self._writers.values()) if entry is not None]
-            if last or self._missing or self.tally.wrong(False, pending):
+            if last or self._missing or self.tally.wrong(False, tail.pending()):
                 return
             time.sleep(max(0.0, min(POLL, until - time.monotonic(), limit - time.monotonic())))
 
-    def _read(self, limit: float, final: bool) -> None:
-        if self._cursor is None:
-            raise ValueError("a log is read from a cursor on")
-        if self.check.path is not None:
-            done = _log_files.read_since(
-                self._cursor, limit, lambda line, where: self._take(line, where, "", None), final
-            )
-        else:
-            done = _log_journal.read_since(self.check.entries_of(), self._cursor, limit, self._take)
-        self._cursor = done.cursor
-        self._missing = self._missing or done.missing
-        self._lost = self._lost or done.lost
-
-    def _take(self, line: Line, where: str, writer: str, level: str | None) -> None:
-        """Count one line; the lines of several processes may alternate in a journal."""
-        assembler = self._writers.get(writer)
-        if assembler is None and not line.text.strip():
-            return
-        if assembler is None:
-            if len(self._writers) >= WRITERS:
-                self._end(next(iter(self._writers)))
-            assembler = self._writers[writer] = Assembler(self.check.begins)
-        self._writers.move_to_end(writer)
-        entry, done = assembler.add(line, where, level)
-        if done is not None:
-            self.tally.take(done)
-        self.tally.look(entry, line.text)
-
-    def _end(self, writer: str) -> None:
-        done: Entry | None = self._writers.pop(writer).end()
-        if done is not None:
-            self.tally.take(done)
-
-    def _judged(self) -> Tally:
-        """Return what is counted, together with entries that may go on."""
-        for name in list(self._writers):
-            self._end(name)
-        return self.tally
-
     def _result(self, begun: float, missing: str) -> dict[str, Any]:
-        tally = self._judged()
+        # Also what may go on is counted.
+        if self._tail is not None:
+            self._tail.end()
+        tally = self.tally
         wrong = tally.wrong(not missing)
         # Of what was not read whole, a number that suffices already needs nothing more.
         verdict = FAIL if wrong else INCONCLUSIVE if missing and (tally.open() or not tally.entries) else PASS
@@ -211,14 +167,7 @@ class Follower:
 
     def repeat(self) -> str:
         """Return the command that shows by hand what was read."""
-        cursor = self.given if isinstance(self.given, Mapping) else {}
-        if self.check.path is not None:
-            offset = cursor.get("offset", 0)
-            return shlex.join(
-                ["tail", "-c", f"+{offset + 1 if isinstance(offset, int) else 1}", self.check.path]
-            )
-        since = [f"--cursor={cursor['cursor']}"] if isinstance(cursor.get("cursor"), str) else ["--since=-1h"]
-        return shlex.join(self.check.entries_of().argv(*since))
+        return _log_tail.repeat(self.check, self.given)
 
     def marked(self, limit: float) -> dict[str, Any]:
         """Return the result of marking the log, with its ``cursor``."""

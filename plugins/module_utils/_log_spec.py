@@ -112,21 +112,7 @@ def parse_check(item: Any, where: str) -> Check:
     :raises Problem: when it is not well written.
     """
     keys(item, KEYS, where, EXAMPLE)
-    path, units = item.get("path"), strings(item.get("journal"), f"{where}.journal")
-    if (path is None) == (not units):
-        raise Problem(f"{where} must have either path or journal, such as {EXAMPLE}.")
-    if path is not None and (not isinstance(path, str) or not os.path.isabs(path) or "\0" in path):
-        raise Problem(f"{where}.path must be an absolute path, found {path!r}.")
-    for unit in units:
-        if unit.startswith("-") or not re.fullmatch(r"[\w:.@\\*?\[\]-]+", unit):
-            raise Problem(
-                f"{where}.journal must name units of systemd, such as shop.service, found {unit!r}."
-            )
-    directory = item.get("directory")
-    if directory is not None and (path or not isinstance(directory, str) or not os.path.isabs(directory)):
-        raise Problem(
-            f"{where}.directory must be an absolute path and belongs to a journal, found {directory!r}."
-        )
+    path, journal = parse_log(item, where, "journal", EXAMPLE)
     counts = [
         Count(name, levels, None, _bound(item[name], f"{where}.{name}"), True)
         for name, levels in LEVELS.items()
@@ -138,14 +124,37 @@ def parse_check(item: Any, where: str) -> Check:
         raise Problem(f"{where} expects nothing: give forbidden, required, {' or '.join(LEVELS)}.")
     begins = item.get("begins")
     return Check(
-        common(item, where, path or ", ".join(units)),
+        common(item, where, path or ", ".join(journal.units if journal else ())),
         path,
-        Journal(tuple(units), directory) if units else None,
+        journal,
         flag(item.get("absent", False), f"{where}.absent"),
         None if begins is None else compile_pattern(str(begins), f"{where}.begins"),
         [compile_pattern(text, f"{where}.allow") for text in strings(item.get("allow"), f"{where}.allow")],
         counts,
     )
+
+
+def parse_log(
+    item: Mapping[str, Any], where: str, key: str, example: str
+) -> tuple[str | None, Journal | None]:
+    """Return which log *item* names: the ``path`` of a file, or the journal of the units under *key*, perhaps in a ``directory``.
+
+    :raises Problem: when it names none or both, or not well.
+    """
+    path, units = item.get("path"), strings(item.get(key), f"{where}.{key}")
+    if (path is None) == (not units):
+        raise Problem(f"{where} must have either path or {key}, such as {example}.")
+    if path is not None and (not isinstance(path, str) or not os.path.isabs(path) or "\0" in path):
+        raise Problem(f"{where}.path must be an absolute path, found {path!r}.")
+    for unit in units:
+        if unit.startswith("-") or not re.fullmatch(r"[\w:.@\\*?\[\]-]+", unit):
+            raise Problem(f"{where}.{key} must name units of systemd, such as shop.service, found {unit!r}.")
+    directory = item.get("directory")
+    if directory is not None and (path or not isinstance(directory, str) or not os.path.isabs(directory)):
+        raise Problem(
+            f"{where}.directory must be an absolute path and belongs to a journal, found {directory!r}."
+        )
+    return path, Journal(tuple(units), directory) if units else None
 
 
 def _bound(value: Any, where: str) -> Any:
@@ -191,7 +200,7 @@ class Tally:
                 entry.matched.add(index)
         entry.allowed = entry.allowed or any(pattern.search(text) for pattern in self.check.allow)
 
-    def _kinds(self, entry: Entry) -> list[int]:
+    def kinds(self, entry: Entry) -> list[int]:
         """Return which counts *entry* belongs to."""
         return [
             index
@@ -208,7 +217,7 @@ class Tally:
         """Count an entry that is complete."""
         self.entries += 1
         self.allowed += entry.allowed
-        for index in self._kinds(entry):
+        for index in self.kinds(entry):
             self.numbers[index] += 1
             if len(self.examples[index]) < SHOWN_ENTRIES:
                 self.examples[index].append(entry)
@@ -220,7 +229,7 @@ class Tally:
         """
         numbers = list(self.numbers)
         for entry in pending:
-            for index in self._kinds(entry):
+            for index in self.kinds(entry):
                 numbers[index] += 1
         return [
             index
