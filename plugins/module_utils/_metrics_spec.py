@@ -19,6 +19,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import (
     keys,
     mapping,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._metrics_log import LogSource
 from ansible_collections.runbook.deploy.plugins.module_utils._metrics_prometheus import (
     PageSource,
     QuerySource,
@@ -41,7 +42,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._thresholds import 
 
 SOURCES: dict[str, Callable[[Mapping[str, Any], str], Source]] = {
     source.kind: source
-    for source in (PageSource, QuerySource, SqlSource, CommandSource, RedisSource, ProcessSource)
+    for source in (PageSource, QuerySource, SqlSource, CommandSource, RedisSource, ProcessSource, LogSource)
 }
 LIMITS = {"failure_limit": 0, "error_limit": 0, "inconclusive_limit": 0, "minimum_samples": 1}
 KEYS = (*COMMON, "source", "require", "trigger", "units", "initial_delay", "interval", "window", *LIMITS)
@@ -116,7 +117,7 @@ def parse_check(item: Any, where: str, judged: bool = True) -> Check:
     for name in units:
         if source.names is not None and name not in source.names:
             raise Problem(f"{where}.units names {name!r}, but the values are {', '.join(source.names)}.")
-        if source.unit(name) and kind in ("redis", "process"):
+        if source.unit(name) and kind in ("redis", "process", "log"):
             raise Problem(f"{where}.units names {name!r}, whose unit is known: it is {source.unit(name)}.")
     required = [
         _named(one, source, known.name) for one in _thresholds(item.get("require"), f"{where}.require")

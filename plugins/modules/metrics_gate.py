@@ -12,7 +12,7 @@ version_added: 0.1.0
 author:
   - The runbook.deploy authors (@runbook-deploy)
 description:
-  - Takes values from pages of metrics, Prometheus servers, SQL, commands, Redis and processes, once or for a time, and
+  - Takes values from pages of metrics, Prometheus servers, SQL, commands, Redis, processes and logs, once or for a time, and
     holds them against limits or against what was measured before the deployment.
   - A sample is good, has failed, could not be asked, or had no data. Each has a limit of its own. What could not be asked and what had no data is
     V(inconclusive), never a pass; NaN, infinity, NULL and a query that returns nothing are no data, and never 0.
@@ -60,6 +60,12 @@ options:
         such as C(used_memory) and C(connected_clients)."
       - "C(kind: process): C(pid_file) or C(unit). Values are C(memory), C(cpu) (percent of one processor, since the sample before), C(processes),
         C(threads) and C(open_files) of the process and all that it has started."
+      - "C(kind: log): C(path) of a file, or C(unit), a unit of systemd or a list of them, whose journal is read (C(directory), where it lies elsewhere);
+        C(patterns), a mapping of names to regular expressions, and C(levels), any of V(critical), V(errors) and V(warnings). Values are C(entries) and
+        each of these names, in entries per minute since the sample before, and C(<name>_share), their share of all entries, such as C(errors_share > 5%).
+        Where nothing was written, the numbers are 0 and the shares have no data. Entries of several lines, levels, rotations, C(begins) and C(allow) are
+        those of M(runbook.deploy.log_gate); what is allowed counts in C(entries) only. A last line counts when it has its end. A log that
+        is not there, or has lost lines, counts as not asked."
     type: list
     elements: dict
     required: true
@@ -180,6 +186,11 @@ EXAMPLES = r"""
       - name: cache
         source: {kind: redis, address: "127.0.0.1:6379", secret: redis}
         require: [hit_rate > 80%, used_memory < 500MB, used_memory_percent < 80%]
+      - name: log
+        source: {kind: log, path: /var/log/shop/web.log, levels: [errors], patterns: {timeouts: upstream timed out}}
+        interval: 30
+        trigger: [errors_share > 5% for 15m, timeouts > 10 for 5m]
+        inconclusive_limit: 10  # half minutes without any entry
 """
 
 RETURN = r"""

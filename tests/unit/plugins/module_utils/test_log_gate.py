@@ -10,11 +10,9 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,9 +32,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 from ansible_collections.runbook.deploy.plugins.modules import log_gate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journals import REMOTE, Journals
 
 SECRET = "word-that-nobody-may-see"
-REMOTE = "/lib/systemd/systemd-journal-remote"
 OLD = "2026-11-21 10:00:00 ERROR from before\n" * 40
 GOOD = "2026-11-21 10:00:01 INFO all is well\n"
 BAD = "2026-11-21 10:00:02 ERROR it is broken\n"
@@ -605,30 +603,6 @@ def test_what_is_not_well_written_is_refused(log, change, said):
     with pytest.raises(Problem) as raised:
         gate.prober(options(checks=[{**check_of(log), **change}]), False)
     assert said in raised.value.message, raised.value.message
-
-
-class Journals:
-    """Journals of real files; what is written to one goes into a file of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        directory.mkdir()
-        self.boot, self.machine = uuid.uuid4().hex, uuid.uuid4().hex
-        self.at = int(time.time() * 1_000_000)
-
-    def write(self, *entries: tuple[str, bytes, int] | tuple[str, bytes, int, int]) -> Path:
-        """Write entries of unit, message, priority and process."""
-        data = b""
-        for unit, message, priority, *pid in entries:
-            self.at += 1000
-            data += (
-                f"__REALTIME_TIMESTAMP={self.at}\n__MONOTONIC_TIMESTAMP={self.at}\n_BOOT_ID={self.boot}\n"
-                f"_MACHINE_ID={self.machine}\nPRIORITY={priority}\n_SYSTEMD_UNIT={unit}\n_PID={pid[0] if pid else 7}\n"
-            ).encode()
-            data += b"MESSAGE\n" + len(message).to_bytes(8, "little") + message + b"\n\n"
-        path = self.directory / f"system@{self.at}.journal"
-        subprocess.run([REMOTE, "-o", str(path), "-"], input=data, check=True, capture_output=True)
-        return path
 
 
 @pytest.fixture
