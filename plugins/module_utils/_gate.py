@@ -162,7 +162,7 @@ def until(
         answer = wrong
         # Of one attempt that had no second, or of what is not asked again, there is nothing to say but what it found.
         reason = (
-            f"It did not pass {successes} times in a row within {deadline:g} s ({attempts} attempts)."
+            f"It did not pass {f'{successes} times in a row ' if successes > 1 else ''}within {deadline:g} s ({attempts} attempts)."
             if (attempts > 1 or successes > 1) and not final(wrong)
             else ""
         )
