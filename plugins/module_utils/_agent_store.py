@@ -21,6 +21,7 @@ import collections
 import concurrent.futures
 import email.utils
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -171,6 +172,20 @@ def probe(store: Store, prefix: str) -> dict[str, Any]:
     """Ask for one name below *prefix*: it shows that address, bucket and keys are right."""
     store.client.list_objects_v2(Bucket=store.bucket, Prefix=prefix, MaxKeys=1)
     return {}
+
+
+@answering
+def lifecycle(store: Store) -> dict[str, Any]:
+    """Return ``{rules}`` of the bucket as the store writes them, with dates as text; none where there is no configuration."""
+    import botocore.exceptions
+
+    try:
+        found = store.client.get_bucket_lifecycle_configuration(Bucket=store.bucket)
+    except botocore.exceptions.ClientError as error:
+        if fault(error)["code"] != "NoSuchLifecycleConfiguration":
+            raise
+        return {"rules": []}
+    return {"rules": json.loads(json.dumps(found.get("Rules") or [], default=str))}
 
 
 @answering
@@ -396,6 +411,7 @@ OPERATIONS = {
     "connect": connect,
     "probe": probe,
     "look": look,
+    "lifecycle": lifecycle,
     "read_text": read_text,
     "put_text": put_text,
     "upload": upload,

@@ -22,6 +22,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layo
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal, open_journal
 from ansible_collections.runbook.deploy.plugins.module_utils._store import (
+    UNCHANGED,
     Copies,
     copy,
     copying,
@@ -32,6 +33,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._store import (
     tidy,
     verify,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._store_lifecycle import harmful, warnings_of
 from ansible_collections.runbook.deploy.plugins.module_utils._store_session import (
     Session,
     StoreFault,
@@ -93,6 +95,7 @@ def degraded(fault: Problem, state: str) -> dict[str, Any]:
         "msg": f"There is no copy in the store, and it is not required: {fault.message}",
         "warnings": [f"DEGRADED: {fault.message}"],
     }
+    answer["lifecycle"] = None
     return {**answer, "store": None, "removed": []} if state == "present" else answer
 
 
@@ -117,17 +120,43 @@ def work(
         return foreseen(params, settings)
     with Session(settings, environment) as session:
         copies = Copies(layout, settings, session, base)
-        if state == "ready":
-            session.ask("Backups cannot be copied to", "nothing was changed", "probe", prefix=base)
-            return plain(built, f"The store answers: {settings.place()}.", degraded="")
-        if state == "listed":
-            return plain(False, "The backups of this host and of the store are listed.", **listing(copies))
-        if state == "verified":
-            return verified(copies, params["ids"], check_mode)
-        if check_mode:
-            return previewed(copies, params)
-        with copying(layout):
-            return changed(copies, params)
+        answer = answered(copies, params, built, check_mode)
+        return with_lifecycle(copies, answer) if state in ("ready", "present", "verified") else answer
+
+
+def answered(copies: Copies, params: Mapping[str, Any], built: bool, check_mode: bool) -> dict[str, Any]:
+    """Do what is asked for, with the store.
+
+    :param built: whether the environment of boto3 was missing.
+    """
+    state, settings = params["state"], copies.settings
+    if state == "ready":
+        copies.session.ask("Backups cannot be copied to", UNCHANGED, "probe", prefix=copies.base)
+        return plain(built, f"The store answers: {settings.place()}.", degraded="")
+    if state == "listed":
+        return plain(False, "The backups of this host and of the store are listed.", **listing(copies))
+    if state == "verified":
+        return verified(copies, params["ids"], check_mode)
+    if check_mode:
+        return previewed(copies, params)
+    with copying(copies.layout):
+        return changed(copies, params)
+
+
+def with_lifecycle(copies: Copies, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *answer* with ``lifecycle``, and a warning of each rule of the bucket that ends copies before retention does.
+
+    It is the last question: what was copied stays so when the store does not say, which is no fault and not worth a warning.
+    """
+    rules: list[dict[str, Any]] = []
+    unseen = ""
+    try:
+        rules = copies.session.ask("The lifecycle rules cannot be read from", UNCHANGED, "lifecycle")["rules"]
+    except StoreFault as fault:
+        unseen = fault.code or fault.message
+    found = harmful(rules, copies.base)
+    warnings = [*answer["warnings"], *warnings_of(found, copies.settings, copies.base)]
+    return {**answer, "warnings": warnings, "lifecycle": {"rules": found, "unseen": unseen}}
 
 
 def ready_environment(
@@ -150,9 +179,9 @@ def foreseen(params: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     state = params["state"]
     msg = f"The environment of boto3 would be built, then {settings.place()} would be asked."
     further: dict[str, dict[str, Any]] = {
-        "ready": {"degraded": ""},
-        "present": {"degraded": "", "store": None, "removed": []},
-        "verified": {"states": {}, "failures": [], "text": msg},
+        "ready": {"degraded": "", "lifecycle": None},
+        "present": {"degraded": "", "store": None, "removed": [], "lifecycle": None},
+        "verified": {"states": {}, "failures": [], "text": msg, "lifecycle": None},
         "fetched": {"store": None},
         "listed": {"backups": [], "text": msg},
         "absent": {"removed": []},

@@ -18,6 +18,8 @@ description:
     application's releases are. Nothing is installed for the application.
   - The process has the keys in its own variables only. It runs as the user of the task, who owns the backups.
   - What killed runs have left of uploads is removed by the next run. Nothing is touched outside of the prefix, the application and the stage.
+  - Warns of each enabled lifecycle rule of the bucket that deletes copies, or moves them into a class from which they must be restored first, with
+    O(state=ready), O(state=present) and O(state=verified). O(store.keep) and O(store.keep_days) cannot hold against such a rule.
 attributes:
   check_mode:
     support: full
@@ -239,6 +241,34 @@ removed:
   returned: success, with O(state=present) or O(state=absent)
   type: list
   elements: str
+lifecycle:
+  description: What rules of the bucket do with copies; null where the store was not asked or could not be had.
+  returned: with O(state=ready), O(state=present) or O(state=verified), except for a failure of the store
+  type: dict
+  contains:
+    rules:
+      description: Each action that makes copies unreadable before retention would remove them.
+      type: list
+      elements: dict
+      contains:
+        id:
+          description: The rule's name in the bucket; empty where it has none.
+          type: str
+        prefix:
+          description: What the keys begin with that the rule reaches; empty for the whole bucket.
+          type: str
+        storage_class:
+          description: V(GLACIER) or V(DEEP_ARCHIVE), where objects must be restored before they can be read; empty where they are deleted.
+          type: str
+        days:
+          description: Days after which this is done; null where it is done at a date.
+          type: int
+        date:
+          description: The date from which on this is done; empty where it is done after some days.
+          type: str
+    unseen:
+      description: Why the rules could not be read, such as V(AccessDenied) or V(NotImplemented); empty where they could.
+      type: str
 msg:
   description: What was done, or would be done, or why it failed, in one sentence.
   returned: always
