@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import timestamp
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_options import lasts
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_probe import ask
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_told import lines, tell
 
@@ -33,6 +35,8 @@ class ActionModule(ActionBase):
                 "operator": {"type": "str", "default": ""},
                 "reason": {"type": "str", "default": ""},
                 "expires": {"type": "int", "default": 3600},
+                "expected": {"type": "float", "default": 0},
+                "afterwards": {"type": "int", "default": 0},
                 "answers": {"type": "dict", "default": {}},
                 "failures": {"type": "dict", "default": {}},
                 "url": {"type": "str", "default": ""},
@@ -74,6 +78,7 @@ class ActionModule(ActionBase):
             if (answer or {}).get("downtime")
         ]
         now = time.time()
+        longest = lasts(args["expires"], args["expected"], args["afterwards"])
         return {
             "event": args["event"],
             "application": args["application"],
@@ -82,6 +87,7 @@ class ActionModule(ActionBase):
             "operator": args["operator"],
             "reason": args["reason"],
             "time": timestamp(now),
-            "until": timestamp(now + args["expires"]) if args["event"] == "begin" else timestamp(now),
+            "until": timestamp(now + longest) if args["event"] == "begin" else timestamp(now),
+            "expected": str(math.ceil(args["expected"])) if args["expected"] else "",
             "seconds": f"{max(seconds):g}" if seconds else "",
         }

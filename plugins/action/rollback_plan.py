@@ -16,6 +16,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._decision import (
     through_unproven,
     towards,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import page_words
 from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import batches
@@ -49,6 +50,7 @@ class ActionModule(ActionBase):
                 "watched": {"type": "bool", "default": False},
                 "forecast": {"type": "bool", "default": False},
                 "plan": {"type": "dict", "default": {}},
+                "page": {"type": "str", "default": ""},
                 "target": {"type": "dict", "default": {}},
                 "backup": {"type": "bool", "default": True},
             }
@@ -67,7 +69,9 @@ class ActionModule(ActionBase):
                 args["cures"],
                 args["watched"],
             )
-            Display().display("\n".join(forecast_lines(result["forecast"])))
+            result["page"] = page_words(args["page"], args["plan"])
+            shown = forecast_lines(result["forecast"]) + ([result["page"]] if result["page"] else [])
+            Display().display("\n".join(shown))
             return result
         undone = args["record"]
         if args["to"]:

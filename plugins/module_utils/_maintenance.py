@@ -36,6 +36,13 @@ from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_expiry
     flag_text,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_nginx import NginxPage
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_options import (
+    check_options,
+    complete,
+    lasts,
+    still_expected,
+    wait,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_probe import (
     Seen,
     ask,
@@ -45,46 +52,10 @@ from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_probe 
     sources,
     until,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import LONGEST, PATH, networks
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import networks
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
 
-OPTIONS: dict[str, Any] = {
-    "state": {"type": "str", "choices": ["on", "off", "prepared", "facts"], "required": True},
-    "kind": {"type": "str", "choices": ["nginx", "file", "command"], "required": True},
-    "root": {"type": "path", "required": True},
-    "name": {"type": "str", "required": True},
-    "stage": {"type": "str", "required": True},
-    "directory": {"type": "path"},
-    "user": {"type": "str"},
-    "environment": {"type": "str", "no_log": True},
-    "settings_module": {"type": "str", "default": ""},
-    "expires": {"type": "int", "default": 3600},
-    "retry_after": {"type": "int", "default": 120},
-    "allow": {"type": "list", "elements": "str", "default": []},
-    "trusted_proxies": {"type": "list", "elements": "str", "default": []},
-    "open": {"type": "list", "elements": "str", "default": []},
-    "json": {"type": "list", "elements": "str", "default": []},
-    "webhooks": {"type": "list", "elements": "str", "default": []},
-    "page": {"type": "str", "default": ""},
-    "http_file": {"type": "path"},
-    "server_file": {"type": "path"},
-    "nginx": {"type": "list", "elements": "str", "default": ["nginx"]},
-    "pid_file": {"type": "path", "default": "/run/nginx.pid"},
-    "path": {"type": "path"},
-    "command_on": {"type": "list", "elements": "str", "default": []},
-    "command_off": {"type": "list", "elements": "str", "default": []},
-    "probe": {"type": "str", "default": ""},
-    "probe_host": {"type": "str", "default": ""},
-    "verify_timeout": {"type": "float", "default": 10},
-    "deployment": {"type": "str", "default": ""},
-    "reason": {"type": "str", "default": ""},
-    "operator": {"type": "str", "default": ""},
-    "record": {"type": "dict"},
-}
-RULES: dict[str, Any] = {
-    "required_if": [("kind", "file", ["path"]), ("kind", "command", ["command_on", "command_off"])]
-}
 STATE = "state.json"
 # Seconds that another run may hold the directory; the check of a page that does not come is the longest.
 LOCK_TIMEOUT = 60.0
@@ -146,7 +117,8 @@ def read_state(directory: Path) -> tuple[dict[str, Any], str]:
     if found is None:
         return {}, ""
     numbers = isinstance(found, dict) and all(
-        isinstance(found.get(key), (int, float)) for key in ("since", "expires")
+        isinstance(found.get(key, 0 if key == "expected" else None), (int, float))
+        for key in ("since", "expires", "expected")
     )
     if not numbers or not isinstance(found.get("id"), str):
         return {}, f"{path} is no note of ours, so who put the maintenance on, and when, is unknown."
@@ -165,12 +137,14 @@ class Maintenance:
         self.mark = f"{options['name']}-{options['stage']}" if self.nginx else ""
         self.state: dict[str, Any] = {}
         self.reload_state()
+        self.expected = still_expected(options, self.state, time.time())
         self.means = self._means()
 
     def _means(self) -> Means:
         options = self.options
         if self.nginx:
-            return NginxPage(options, self.directory)
+            shown = {**options, "retry_after": wait(options["retry_after"], self.expected)}
+            return NginxPage(shown, self.directory)
         watchman = Watchman(options["name"], options["stage"], self.directory)
         if options["kind"] == "file":
             return FileFlag(options["path"], watchman, flag_text(options["reason"]))
@@ -249,6 +223,7 @@ class Maintenance:
                 "operator": self.state.get("operator", ""),
                 "since": timestamp(self.state["since"]) if self.state else None,
                 "expires": timestamp(expires) if expires else None,
+                "expected": self.state.get("expected") or 0,
                 "seconds_left": max(0, int(expires - now)) if expires and up else 0,
                 "over": bool(self.state) and not up and now > self.state["expires"],
                 # The page without our note: somebody made the flag by hand, or the note was lost.
@@ -302,7 +277,11 @@ class Maintenance:
             "kind": options["kind"],
             "since": before["since"] if known else now,
             # The end that a person gave is not made earlier by a deployment.
-            "expires": max(now + options["expires"], before.get("expires", 0) if theirs else 0),
+            "expires": max(
+                now + lasts(options["expires"], options["expected"], options["afterwards"]),
+                before.get("expires", 0) if theirs else 0,
+            ),
+            "expected": self.expected,
             "by": "" if theirs else options["deployment"],
             "reason": before.get("reason", "") if theirs else options["reason"],
             "operator": before.get("operator", "") if theirs else options["operator"],
@@ -375,6 +354,7 @@ class Maintenance:
             "since": timestamp(before["since"]),
             "until": timestamp(ended),
             "seconds": round(max(0.0, ended - before["since"]), 1),
+            "expected": before.get("expected") or None,
             "by": before.get("by", ""),
             "expired": not was,
         }
@@ -389,38 +369,6 @@ class Maintenance:
             (self.directory / STATE).unlink()
             fsync_directory(self.directory)
         self.state.clear()
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse values that would make a file of nginx another one, or a page without end.
-
-    :raises Problem: with one sentence.
-    """
-    for name in ("allow", "trusted_proxies"):
-        errors = networks(options[name], f"The option {name}")[1]
-        if errors:
-            raise Problem(errors[0])
-    for name in ("open", "json", "webhooks"):
-        for path in options[name]:
-            if not PATH.match(path):
-                raise Problem(f"The option {name} has {path!r}, expected a path such as /api/.")
-    for name, most in (("expires", LONGEST), ("retry_after", LONGEST)):
-        if not 1 <= options[name] <= most:
-            raise Problem(f"The option {name} is {options[name]}, expected seconds from 1 to {most}.")
-    if options["verify_timeout"] < 0:
-        raise Problem(
-            f"The option verify_timeout is {options['verify_timeout']:g}, expected seconds of at least 0."
-        )
-
-
-def complete(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *options* with the paths that follow from the names."""
-    own = f"{options['name']}-{options['stage']}-maintenance.conf"
-    return {
-        **options,
-        "http_file": options["http_file"] or f"/etc/nginx/conf.d/{own}",
-        "server_file": options["server_file"] or f"/etc/nginx/snippets/{own}",
-    }
 
 
 @contextlib.contextmanager
@@ -465,7 +413,10 @@ def perform(given: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
             with open_journal(options["root"], record, check_mode) as journal:
                 with journal.phase("maintenance" if state == "on" else "maintenance off") as entry:
                     answer = maintenance.on(check_mode) if state == "on" else maintenance.off(check_mode)
-                    entry["maintenance"] = {"on": answer["maintenance"]["on"], "by_hand": answer["by_hand"]}
+                    about = answer["maintenance"]
+                    entry["maintenance"] = {"on": about["on"], "by_hand": answer["by_hand"]}
+                    if about["expected"]:
+                        entry["maintenance"]["expected"] = about["expected"]
                 if answer["downtime"]:
                     journal.update(downtime=answer["downtime"])
     except FileNotFoundError as error:

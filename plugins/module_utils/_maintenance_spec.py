@@ -1,7 +1,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What ``app_maintenance`` may say, and whether a plan of migrations needs a maintenance page.
+"""What ``app_maintenance`` may say, whether a plan of migrations needs a maintenance page, and for how long.
 
 This module util is PRIVATE to the collection: it can change at any time.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -169,3 +170,41 @@ def wanted(when: str, plan: Mapping[str, Any] | None, first: bool = False) -> st
             if lock.get("lock") in WAITED_FOR and seconds >= LONG:
                 return f"{name} took {seconds:.0f} s on the copy, and holds {lock['lock']} on {lock.get('table') or 'a table'}"
     return ""
+
+
+def expected(plan: Mapping[str, Any] | None) -> float:
+    """Return the seconds that the migrations of *plan* are expected to take; 0 where that is not known.
+
+    Known is what all of them took on the copy: of a rehearsal that ended before the last the time says nothing of the rest.
+
+    :param plan: the pending migrations as *verify* judged them.
+    """
+    rehearsal = (plan or {}).get("rehearsal") or {}
+    migrations = (plan or {}).get("migrations") or []
+    if not all(migration.get("rehearsed") for migration in migrations):
+        return 0.0
+    return float(rehearsal.get("forward_seconds") or 0.0)
+
+
+def page_words(reason: str, plan: Mapping[str, Any]) -> str:
+    """Return what the operator reads of the page before it is on; "" without a *reason* for it, as :func:`wanted` gives it."""
+    if not reason:
+        return ""
+    seconds = expected(plan)
+    if seconds:
+        length = f"the migrations are expected to take {math.ceil(seconds)} s, as on the copy, then come the restart and the smoke test"
+    elif plan.get("migrations"):
+        length = "how long is not known, as not all migrations were rehearsed"
+    else:
+        length = "while it restarts, and until the smoke test has passed"
+    return f"visitors will get the maintenance page, because {reason}: {length}"
+
+
+def lasted(downtime: Mapping[str, Any]) -> str:
+    """Return how long it was, beside how long it was expected to be where that was known.
+
+    >>> lasted({"seconds": 61.5, "expected": 40}), lasted({"seconds": 61.5})
+    ('61.5 s (expected 40 s)', '61.5 s')
+    """
+    known = downtime.get("expected")
+    return f"{downtime['seconds']:g} s" + (f" (expected {known:g} s)" if known else "")

@@ -23,6 +23,7 @@ from ansible.module_utils.urls import ConnectionError as UrlConnectionError
 from ansible.module_utils.urls import NoSSLError, SSLValidationError, open_url
 from ansible_collections.runbook.deploy.plugins.module_utils._command import redact
 from ansible_collections.runbook.deploy.plugins.module_utils._http_transport import USER_AGENT
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import lasted
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 EVENTS = ("begin", "end")
@@ -32,7 +33,7 @@ METHODS = ("POST", "PUT", "PATCH", "GET", "DELETE")
 TIMEOUT = 10.0
 LONGEST_TIMEOUT = 60.0
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-FIELDS = ("event", "application", "stage", "id", "operator", "reason", "time", "until", "seconds")
+FIELDS = ("event", "application", "stage", "id", "operator", "reason", "time", "until", "expected", "seconds")
 
 
 class Call(NamedTuple):
@@ -219,6 +220,8 @@ def host_words(found: Mapping[str, Any] | None) -> str:
             words.append(f"since {about['since']}")
         if about.get("expires"):
             words.append(f"ends by itself at {about['expires']}")
+        if about.get("expected"):
+            words.append(f"was expected to last {about['expected']} s")
         who = about.get("by") and f"deployment {about['by']}" or about.get("operator")
         words += [f"by {who}"] if who else []
         words += [about["reason"]] if about.get("reason") else []
@@ -228,7 +231,7 @@ def host_words(found: Mapping[str, Any] | None) -> str:
     else:
         words = ["off"]
     if found.get("downtime"):
-        words.append(f"visitors had the page for {found['downtime']['seconds']:g} s")
+        words.append(f"visitors had the page for {lasted(found['downtime'])}")
     visitor = (found.get("seen") or {}).get("visitor")
     if visitor:
         words.append(f"a visitor gets {visitor['status'] or 'no answer'}")

@@ -34,7 +34,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._notify_spec import
     parse_notifications,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
-from ansible_collections.runbook.deploy.plugins.module_utils._report import TITLES
+from ansible_collections.runbook.deploy.plugins.module_utils._report import TITLES, visitors
 
 # A reason is a sentence or a few; what is longer belongs into the report.
 LONGEST_REASON = 1500
@@ -72,6 +72,7 @@ def fields_of(facts: Mapping[str, Any], event: str) -> dict[str, str]:
     plan = facts.get("plan") or {}
     if plan.get("level") and plan.get("reason"):
         reasons.append(f"decision: {plan['level']}: {plan['reason']}")
+    shown = visitors(record)
     found = {
         "event": event,
         "verdict": TITLES.get(facts.get("verdict") or "", ""),
@@ -85,6 +86,7 @@ def fields_of(facts: Mapping[str, Any], event: str) -> dict[str, str]:
         "operator": record.get("operator"),
         "controller": record.get("controller"),
         "reason": " ".join(reasons)[:LONGEST_REASON],
+        "maintenance": f"visitors {shown}" if shown else "",
         "url": facts.get("url"),
         "report": facts.get("report_path"),
         "record": facts.get("record_path"),

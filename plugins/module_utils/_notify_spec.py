@@ -45,6 +45,7 @@ FIELDS = {
     "operator": "who started it",
     "controller": "where it was started",
     "reason": "what failed, and what was decided",
+    "maintenance": "what visitors had of the maintenance page, and what was expected; empty at the start and where there was none",
     "url": "app_url",
     "report": "path of the report on the controller",
     "record": "path of the record on the primary",
@@ -55,6 +56,7 @@ BODY = """{application} {version} ({commit}) on {stage}
 {reason}
 by: {operator} on {controller}
 host: {host}
+maintenance: {maintenance}
 {kind}: {id}
 address: {url}
 report: {report}

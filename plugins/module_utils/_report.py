@@ -13,6 +13,7 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOPTED
 from ansible_collections.runbook.deploy.plugins.module_utils._losses import describe
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import lasted
 from ansible_collections.runbook.deploy.plugins.module_utils._measured import mismatches
 
 TITLES = {
@@ -118,7 +119,7 @@ def visitors(record: Mapping[str, Any]) -> str:
     found = record.get("downtime") or {}
     if not found:
         return ""
-    return f"had the maintenance page for {found['seconds']:g} s, {found['since']} to {found['until']}"
+    return f"had the maintenance page for {lasted(found)}, {found['since']} to {found['until']}"
 
 
 def terminal(facts: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ author:
   - The runbook.deploy authors (@runbook-deploy)
 description:
   - V(on) answers every visitor with 503 and C(Retry-After), programs with JSON, and lets those in O(allow) reach the application. V(off) ends
-    it, and says how long it was. V(prepared) only makes nginx know the page, so that V(on) needs no reload. V(facts) tells what is there.
+    it, and says how long it was. V(prepared) only makes nginx know the page, so that V(on) needs no reload, unless O(expected) is longer than O(retry_after). V(facts) tells what is there.
   - With nginx the page is two files that it includes, O(http_file) in its C(http) block and O(server_file) in a C(server) block, and a flag
     that it tests at each request. The files are tested with C(nginx -t), and put back when nginx refuses them.
   - With V(file) a file is written, which the application or the web server looks for; with V(command) two commands of the application run.
@@ -68,11 +68,21 @@ options:
     type: str
     default: ""
   expires:
-    description: Seconds after which it ends by itself, at most a day.
+    description: Seconds after which it ends by itself, at most a day; later where O(expected) needs it.
     type: int
     default: 3600
+  expected:
+    description:
+      - Seconds for which it is expected to last, such as what the migrations took on a copy; V(0) where nobody knows.
+      - Then it ends after twice that and O(afterwards), where this is later than O(expires), and clients are told to come back not before.
+    type: float
+    default: 0
+  afterwards:
+    description: Seconds that what follows may take, such as the restart and the smoke test.
+    type: int
+    default: 0
   retry_after:
-    description: Seconds after which clients are told to come back.
+    description: Seconds after which clients are told to come back, at least; for longer where O(expected) is.
     type: int
     default: 120
   allow:
@@ -213,8 +223,11 @@ maintenance:
     expires:
       description: When it ends by itself; null where it is not known.
       type: str
+    expected:
+      description: Seconds for which it was expected to last when it was put on; 0 where nobody knew.
+      type: int
     seconds_left:
-      description: Seconds until then.
+      description: Seconds until it ends by itself.
       type: int
     over:
       description: Whether it ended by itself, and nobody has taken off what is left of it.
@@ -240,6 +253,9 @@ downtime:
     seconds:
       description: How many seconds.
       type: float
+    expected:
+      description: How many were expected; null where nobody knew.
+      type: int
     by:
       description: The deployment that put it on; empty for a person.
       type: str
@@ -261,7 +277,8 @@ evidence:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.runbook.deploy.plugins.module_utils._maintenance import OPTIONS, RULES, perform
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance import perform
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_options import OPTIONS, RULES
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 

@@ -39,7 +39,7 @@ options:
       - Who is told, C(app_maintenance_monitoring). Each has a C(name), C(begin) and C(end) with C(url), C(method) (V(POST) by default) and
         C(body), and may have C(headers), C(timeout) (10 seconds) and C(ca_path).
       - In addresses and bodies are replaced C({event}), C({application}), C({stage}), C({id}), C({operator}), C({reason}), C({time}),
-        C({until}) and C({seconds}).
+        C({until}), C({expected}) (seconds, empty where nobody knows) and C({seconds}).
     type: list
     elements: dict
     default: []
@@ -61,9 +61,17 @@ options:
     type: str
     default: ''
   expires:
-    description: Seconds from now to the end at the latest, for C({until}).
+    description: Seconds from now to the end at the latest, for C({until}), as far as O(expected) does not need more.
     type: int
     default: 3600
+  expected:
+    description: Seconds for which it is expected to last, as M(runbook.deploy.maintenance) has it; V(0) where nobody knows.
+    type: float
+    default: 0
+  afterwards:
+    description: Seconds that what follows may take, as M(runbook.deploy.maintenance) has it.
+    type: int
+    default: 0
   answers:
     description: What each host answered, by its name.
     type: dict

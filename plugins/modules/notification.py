@@ -34,8 +34,8 @@ options:
       - C(timeout), seconds for everything, 10 by default, and C(ca_path), a file with the certificates of the authorities to trust instead
         of the system's.
       - C(templates), a mapping of events to mappings with C(subject), C(body) or both. C({application}), C({stage}), C({kind}), C({event}),
-        C({verdict}), C({id}), C({version}), C({commit}), C({host}), C({operator}), C({controller}), C({reason}), C({url}), C({report}),
-        C({record}) and C({time}) are replaced. A line of which all are empty is left out.
+        C({verdict}), C({id}), C({version}), C({commit}), C({host}), C({operator}), C({controller}), C({reason}), C({maintenance}),
+        C({url}), C({report}), C({record}) and C({time}) are replaced. A line of which all are empty is left out.
       - V(webhook) and V(slack) have C(url) and C(headers), both secret. A V(webhook) gets a JSON object with all of these values, C(subject) and
         C(text) (subject and body), V(slack) gets C(text) alone. Any status from 200 to 299 is good, redirects are not followed, and the
         proxies of the controller's environment are used.

@@ -94,6 +94,10 @@ options:
     description: For O(forecast), the migrations that are pending.
     type: dict
     default: {}
+  page:
+    description: For O(forecast), why visitors will get the maintenance page; empty where they will not.
+    type: str
+    default: ''
   target:
     description: For O(forecast), the release to go back to.
     type: dict
@@ -170,6 +174,10 @@ undone:
   description: The record that is undone; with O(to), of everything since.
   returned: when O(forecast=false)
   type: dict
+page:
+  description: Why visitors will get the maintenance page, and how long the migrations are expected to take; empty where they will not.
+  returned: when O(forecast=true)
+  type: str
 forecast:
   description: What would happen if each later phase failed.
   returned: when O(forecast=true)

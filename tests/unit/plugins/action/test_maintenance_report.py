@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -95,6 +97,25 @@ def test_everybody_is_told_of_what_he_wants_to_know(server):
     assert [(method, path, body) for method, path, body, _headers in server.asked] == [
         ("DELETE", "/silence/shop", "6.5")
     ]
+
+
+def seconds_of(text: str) -> float:
+    return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
+
+
+@pytest.mark.parametrize(("expected", "said", "least"), [(0, "", 60), (600.5, "601", 2 * 601 + 475)])
+def test_monitoring_is_told_how_long_it_is_expected_to_last(server, expected, said, least):
+    items = [
+        {
+            "name": "alerts",
+            "begin": {"url": f"{server.address}/x", "body": "{expected} {time} {until}"},
+        }
+    ]
+    given = {"monitoring": items, "event": "begin", "expires": 60, "expected": expected, "afterwards": 475}
+    act(ActionModule, {**BASE, **given})
+    found, begin, end = server.asked[0][2].split(" ")
+    assert found == said
+    assert abs(seconds_of(end) - seconds_of(begin) - least) <= 1
 
 
 def test_who_cannot_be_told_is_named_without_secrets_and_the_others_are(server):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[4]
 # Steps: (entry point, variables); after each the play says whether the file is there and what the host knows.
@@ -31,9 +32,17 @@ PLAY = """
     app_url: ""
     app_web_server: {{}}
     app_services: [{{name: web, kind: web, command: x}}]
+    app_start_timeout: 60
+    app_stay_up: 5
+    app_gate_timeout: 20
+    app_drain_timeout: 30
+    app_smoke_timeout: 300
+    app_gates_timeout: 60
     maintenance_deployment: 20261121T013700-ab12
     maintenance_record: {{}}
   tasks:
+    - name: Know what went before
+      ansible.builtin.set_fact: {facts}
 {steps}
 """
 STEP = """
@@ -50,13 +59,18 @@ STEP = """
 """
 
 
-def play(tmp_path: Path, *steps: tuple[str, dict]) -> list[list]:
-    """Return a row for each step: [the flag is there, it was left on, a downtime is known]."""
+def play(tmp_path: Path, *steps: tuple[str, dict], facts: dict | None = None) -> list[list]:
+    """Return a row for each step: [the flag is there, it was left on, a downtime is known].
+
+    :param facts: what the host knows from earlier phases.
+    """
     (tmp_path / "srv").mkdir()
     text = "".join(
         STEP.format(entry=entry, variables=json.dumps(variables), root=tmp_path) for entry, variables in steps
     )
-    (tmp_path / "play.yml").write_text(PLAY.format(root=tmp_path, steps=text))
+    (tmp_path / "play.yml").write_text(
+        PLAY.format(root=tmp_path, steps=text, facts=json.dumps({"known": True, **(facts or {})}))
+    )
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -123,3 +137,40 @@ def test_a_page_that_cannot_be_switched_stops_neither_a_way_back_nor_the_end_of_
         [True, True, False],
         [False, False, True],
     ]
+
+
+def of_deploy() -> dict:
+    """The variables that playbooks/deploy.yml gives the phase which puts the page on."""
+    for one in yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text()):
+        for task in one.get("tasks") or []:
+            if (task.get("vars") or {}).get("phase_name") == "maintenance":
+                return {
+                    name: value
+                    for name, value in task["vars"].items()
+                    if name.startswith(("maintenance_", "deploy_"))
+                }
+    raise AssertionError("playbooks/deploy.yml has no phase maintenance")
+
+
+@pytest.mark.parametrize(
+    ("rehearsed", "expected", "lasts"),
+    # 475: the restart of one host (60 + 5 + 20 + 30) and the smoke test with its gates (300 + 60).
+    [({"forward_seconds": 754.2}, 755, 2 * 755 + 475), (None, 0, 60)],
+)
+def test_a_deployment_gives_the_page_the_time_that_its_rehearsal_measured(
+    tmp_path, rehearsed, expected, lasts
+):
+    migration = {"app": "shop", "name": "0002_x", "compatible": "no", "rehearsed": rehearsed}
+    facts = {
+        "deploy_primary_host": "localhost",
+        "app_maintenance_when": "migrations",
+        "migrate_verified": {"plan": {"migrations": [migration], "rehearsal": rehearsed}},
+        "report_begun": {"previous": {"release": "r1"}},
+    }
+    described = {"kind": "file", "path": str(tmp_path / "flag"), "expires": 60}
+    step = ("on.yml", {**of_deploy(), "maintenance_described": described})
+    assert play(tmp_path, step, facts=facts) == [[True, False, False]]
+    note = json.loads((tmp_path / "srv/maintenance/state.json").read_text())
+    assert note["expected"] == expected
+    assert note["expires"] - note["since"] == pytest.approx(lasts, abs=0.01)
+    assert "not proved to run after shop.0002_x" in note["reason"]

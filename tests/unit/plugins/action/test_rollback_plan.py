@@ -135,3 +135,23 @@ def test_the_forecast_is_shown_with_the_rows_that_decide(capsys):
         "watch": "flags",
     }
     assert "if watch" in capsys.readouterr().out
+
+
+def test_with_the_forecast_the_page_and_its_length_are_announced(capsys):
+    migration = {
+        "app": "shop",
+        "name": "0002_x",
+        "reversible": "yes",
+        "compatible": "no",
+        "destructive": "no",
+        "rehearsed": {"forward_seconds": 12.1},
+    }
+    pending = {"migrations": [migration], "rehearsal": {"forward_seconds": 12.1}}
+    given = {"forecast": True, "plan": pending, "target": BEFORE}
+    answer = act(ActionModule, {**given, "page": "the old code is not proved to run after shop.0002_x"})
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert "maintenance page, because the old code is not proved" in shown
+    assert "expected to take 13 s" in shown
+    assert answer["page"] == shown
+    assert act(ActionModule, given)["page"] == ""
+    assert "maintenance page" not in capsys.readouterr().out

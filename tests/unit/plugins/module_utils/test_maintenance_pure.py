@@ -9,6 +9,11 @@ import ipaddress
 import random
 
 import pytest
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_options import (
+    lasts,
+    still_expected,
+    wait,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_probe import (
     Seen,
     is_document,
@@ -16,14 +21,23 @@ from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_probe 
     is_page,
     sources,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import KINDS, check, wanted
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import (
+    KINDS,
+    check,
+    expected,
+    lasted,
+    page_words,
+    wanted,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_told import (
     filled,
     host_words,
     parse_monitoring,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_window import covers, names
+from ansible_collections.runbook.deploy.plugins.module_utils._notify import fields_of
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._report import visitors
 
 NGINX = {"kind": "nginx", "allow": ["10.0.0.0/8"]}
 
@@ -86,6 +100,91 @@ def test_a_deployment_needs_the_page_where_visitors_would_notice(when, migration
     assert (said in found) if said else not found
     # Where nothing served nobody has to be told.
     assert wanted(when, {"migrations": migrations}, first=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("expires", "seconds", "afterwards", "found"),
+    [
+        # Nothing is known: what the description says.
+        (3600, 0, 475, 3600),
+        # What is described is the least.
+        (3600, 12.3, 475, 3600),
+        (3600, 1562, 475, 3600),
+        (3600, 1562.5, 475, 3601),
+        (60, 0.2, 0, 60),
+        (1, 0.2, 0, 2),
+        (60, 3000, 475, 6475),
+        # Longer than a day may be described; the end of what is expected comes first.
+        (86400, 86400, 475, 173275),
+    ],
+)
+def test_the_page_outlasts_twice_what_is_expected_and_what_comes_after_it(
+    expires, seconds, afterwards, found
+):
+    assert lasts(expires, seconds, afterwards) == found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found"), [(0, 120), (0.1, 120), (120, 120), (120.01, 121), (600, 600), (600.5, 601)]
+)
+def test_nobody_is_told_to_come_back_before_the_end_is_expected(seconds, found):
+    assert wait(120, seconds) == found
+
+
+BY_HAND = {"by": "", "expires": 1000.0, "expected": 600}
+
+
+@pytest.mark.parametrize(
+    ("state", "deployment", "given", "note", "found"),
+    [
+        ("on", "", 10.2, {}, 11),
+        ("on", "id1", 10.2, BY_HAND, 600),
+        ("on", "id1", 700, BY_HAND, 700),
+        # A person says anew what counts; a deployment does, too, of what another one left.
+        ("on", "", 10, BY_HAND, 10),
+        ("on", "id2", 10, {**BY_HAND, "by": "id1"}, 10),
+        ("prepared", "", 0, {**BY_HAND, "by": "id1"}, 600),
+        # Over.
+        ("prepared", "", 0, {**BY_HAND, "expires": 899.0}, 0),
+        ("on", "id1", 0, {"by": "", "expires": 1000.0}, 0),
+    ],
+)
+def test_what_was_said_of_a_page_counts_while_it_is_on(state, deployment, given, note, found):
+    options = {"state": state, "deployment": deployment, "expected": given}
+    assert still_expected(options, note, 900.0) == found
+
+
+@pytest.mark.parametrize(
+    ("plan", "seconds", "said"),
+    [
+        (None, 0, ""),
+        ({"migrations": []}, 0, "while it restarts"),
+        ({"migrations": [{**migration("no"), "rehearsed": None}]}, 0, "how long is not known"),
+        (
+            {"migrations": [migration("no", 754.2)], "rehearsal": {"forward_seconds": 754.2}},
+            754.2,
+            "expected to take 755 s",
+        ),
+        # What was measured before the rehearsal ended says nothing of the rest.
+        (
+            {
+                "migrations": [migration("no", 9), {**migration("no"), "rehearsed": None}],
+                "rehearsal": {"forward_seconds": 9.0},
+            },
+            0,
+            "how long is not known",
+        ),
+    ],
+)
+def test_the_rehearsal_says_how_long_the_page_is_expected_to_be_on(plan, seconds, said):
+    assert expected(plan) == seconds
+    assert said in page_words("app_maintenance_when is always", plan or {})
+    assert page_words("", plan or {}) == ""
+
+
+def test_how_long_it_was_stands_beside_how_long_was_expected():
+    assert lasted({"seconds": 61.5, "expected": 40}) == "61.5 s (expected 40 s)"
+    assert lasted({"seconds": 61.5, "expected": None}) == "61.5 s"
 
 
 def test_without_a_plan_nothing_needs_it():
@@ -232,6 +331,7 @@ def test_placeholders_are_replaced_once_and_everywhere():
             "on, since A, ends by itself at B, by deployment id1",
         ),
         ({"maintenance": {"on": True, "operator": "ann", "reason": "disk"}}, "on, by ann, disk"),
+        ({"maintenance": {"on": True, "expected": 600}}, "on, was expected to last 600 s"),
         ({"maintenance": {"on": True, "unknown": True}}, "on, not put on by this tool"),
         ({"maintenance": {"over": True, "expires": "B"}}, "off: it ended by itself at B"),
         (
@@ -242,3 +342,11 @@ def test_placeholders_are_replaced_once_and_everywhere():
 )
 def test_a_host_is_told_in_words(answer, said):
     assert host_words(answer) == said
+
+
+def test_report_and_notifications_say_what_was_expected_and_what_it_was():
+    record = {"downtime": {"seconds": 61.5, "expected": 40, "since": "A", "until": "B"}}
+    said = "had the maintenance page for 61.5 s (expected 40 s), A to B"
+    assert visitors(record) == said
+    assert fields_of({"record": record}, "success")["maintenance"] == f"visitors {said}"
+    assert fields_of({"record": {}}, "start")["maintenance"] == ""

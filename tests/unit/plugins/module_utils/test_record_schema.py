@@ -52,6 +52,14 @@ def test_a_record_that_went_through_everything_is_allowed() -> None:
         applied_before=[["shop", "0001_initial"]],
         heads_before={"shop": ["0001_initial"]},
         half_done=["shop", "0002_x"],
+        downtime={
+            "since": "2026-11-21T01:37:40Z",
+            "until": "2026-11-21T01:38:40Z",
+            "seconds": 60.0,
+            "expected": 41,
+            "by": D1,
+            "expired": False,
+        },
         traffic_taken="2026-11-21T01:37:40Z",
         gates={"preflight": [{**check, "message": "It is full.", "seconds": 0.1, "waived": waived}]},
         due=due_of(

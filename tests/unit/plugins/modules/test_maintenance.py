@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.runbook.deploy.plugins.module_utils import _maintenance, _maintenance_window
+from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _maintenance,
+    _maintenance_options,
+    _maintenance_window,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.modules import maintenance
 from ansible_collections.runbook.deploy.tests.unit.plugins.modules.balanced_site import program
@@ -279,6 +283,33 @@ def test_a_deployment_leaves_a_persons_maintenance_and_takes_over_a_dead_ones(si
     assert serves(site)
 
 
+def test_what_is_expected_gives_it_time_and_tells_clients_when_to_come_back(site, capsys):
+    flag = site.root / "maintenance" / "on"
+    begun = time.time()
+    answer = well(site, capsys, "on", expires=60, expected=1500.2, afterwards=475)
+    assert answer["maintenance"]["expected"] == 1501
+    # 2 x 1501 + 475 seconds: nginx's own flag covers them, and 10 s more at most.
+    files = os.listdir(flag)
+    assert _maintenance_window.covers(files, begun + 3476)
+    assert not _maintenance_window.covers(files, time.time() + 3488)
+    assert site.get().headers["retry-after"] == "1501"
+    assert "in 26 minutes" in site.get().body
+    assert json.loads(site.get("/api/things").body)["retry_after"] == 1501
+    # Setup meanwhile leaves it so.
+    assert well(site, capsys, "prepared")["changed"] is False
+    assert site.get().headers["retry-after"] == "1501"
+    # So does a deployment under a person's page, which it neither takes over nor shortens.
+    well(site, capsys, "on", expires=60, expected=5, deployment="20261121T013700-ab12")
+    assert site.get().headers["retry-after"] == "1501"
+    assert _maintenance_window.covers(os.listdir(flag), begun + 3476)
+    ended = well(site, capsys, "off")
+    assert ended["downtime"]["expected"] == 1501
+    # The next one is not expected to last.
+    assert well(site, capsys, "on")["maintenance"]["expected"] == 0
+    assert site.get().headers["retry-after"] == "120"
+    assert well(site, capsys, "off")["downtime"]["expected"] is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"id": 3}'])
 def test_a_damaged_note_does_not_keep_the_page_on(site, capsys, text):
     well(site, capsys, "on")
@@ -315,7 +346,7 @@ def killed_at(site: MaintainedSite, number: int, state: str, changes: dict) -> b
         code = 0
         try:
             options = {
-                **{k: v.get("default") for k, v in _maintenance.OPTIONS.items()},
+                **{k: v.get("default") for k, v in _maintenance_options.OPTIONS.items()},
                 **site.options(state=state),
             }
             _maintenance.perform({**options, **changes}, False, lambda text: None)
@@ -402,10 +433,17 @@ def test_a_host_without_the_application_is_told_so(site, capsys, tmp_path: Path)
         ("expires", 0, "from 1 to 86400"),
         ("expires", 86401, "from 1 to 86400"),
         ("retry_after", 0, "from 1 to 86400"),
+        ("expected", -1.0, "from 0"),
+        ("expected", 86401.0, "from 0"),
+        ("expected", float("nan"), "from 0"),
+        ("afterwards", -1, "at least 0"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(site, option, value, said):
-    options = {**{k: v.get("default") for k, v in _maintenance.OPTIONS.items()}, **site.options(state="on")}
+    options = {
+        **{k: v.get("default") for k, v in _maintenance_options.OPTIONS.items()},
+        **site.options(state="on"),
+    }
     with pytest.raises(Problem, match=said):
         _maintenance.perform({**options, option: value}, False, print)
     assert serves(site)

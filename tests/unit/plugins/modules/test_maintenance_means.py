@@ -234,7 +234,7 @@ def test_begin_end_and_downtime_are_in_the_record(root, capsys):
     nothing = run(capsys, given, "off", record=record, deployment=DEPLOYMENT)
     assert nothing["changed"] is False
     assert not (root / "deployments").exists()
-    run(capsys, given, "on", record=record, deployment=DEPLOYMENT)
+    run(capsys, given, "on", record=record, deployment=DEPLOYMENT, expected=12.5)
     answer = run(capsys, given, "off", record=record, deployment=DEPLOYMENT)
     found = json.loads((root / "deployments" / f"{DEPLOYMENT}.json").read_text())
     assert [(p["phase"], p["state"], p["result"]["maintenance"]["on"]) for p in found["phases"]] == [
@@ -243,6 +243,9 @@ def test_begin_end_and_downtime_are_in_the_record(root, capsys):
     ]
     assert found["downtime"] == answer["downtime"]
     assert found["downtime"]["by"] == DEPLOYMENT
+    assert found["downtime"]["expected"] == found["phases"][0]["result"]["maintenance"]["expected"] == 13
+    schema = json.loads((Path(__file__).resolve().parents[4] / "docs/record.schema.json").read_text())
+    assert set(found["downtime"]) == set(schema["properties"]["downtime"]["properties"])
 
 
 def test_under_systemd_a_unit_that_a_reboot_starts_again_waits(root, tmp_path, monkeypatch):
