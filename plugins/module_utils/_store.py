@@ -16,7 +16,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -305,7 +305,7 @@ def verify(copies: Copies, names: list[str], write: bool) -> dict[str, Any]:
 
     :param names: ``["all"]``, or [] for the newest one.
     :param write: whether to note the time in the manifest on this host.
-    :return: ``{states: {id: intact | FAILED}, failures: [sentence]}``.
+    :return: ``{states: {id: intact | FAILED}, failures: [sentence], gone: [id]}``; ``gone`` as of :func:`vanished`.
     """
     _seen, stored = inventory(copies)
     whole = {name: manifest for name, manifest in stored.items() if manifest}
@@ -335,7 +335,25 @@ def verify(copies: Copies, names: list[str], write: bool) -> dict[str, Any]:
         if name in here and write:
             with contextlib.suppress(FileNotFoundError):
                 note(copies.layout, name, proved(copies, copies.key(name, manifest["file"]), found, begun))
-    return {"states": states, "failures": failures}
+    gone = vanished(copies, here, set(whole) | set(states))
+    return {"states": states, "failures": failures, "gone": gone}
+
+
+def vanished(copies: Copies, here: Mapping[str, Mapping[str, Any]], known: Collection[str]) -> list[str]:
+    """Return the backups of this host, newest first, that were proved to have a copy in this very place, and have none any more.
+
+    What retention of this host removes is forgotten here (:func:`forget`), so that somebody else removed these.
+
+    :param here: the manifests on this host; :param known: the copies that are there, or were already told to be missing.
+    """
+    return [
+        name
+        for name in newest_first({name: {"created": "", **manifest} for name, manifest in here.items()})
+        if name not in known
+        and (here[name].get("store") or {}).get("location")
+        == location(copies.settings, copies.key(name, str(here[name].get("file"))))
+        and here[name]["store"].get("endpoint") == copies.settings.endpoint
+    ]
 
 
 def required(copies: Copies, whole: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:

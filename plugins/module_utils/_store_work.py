@@ -181,7 +181,7 @@ def foreseen(params: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     further: dict[str, dict[str, Any]] = {
         "ready": {"degraded": "", "lifecycle": None},
         "present": {"degraded": "", "store": None, "removed": [], "lifecycle": None},
-        "verified": {"states": {}, "failures": [], "text": msg, "lifecycle": None},
+        "verified": {"states": {}, "failures": [], "gone": [], "text": msg, "lifecycle": None},
         "fetched": {"store": None},
         "listed": {"backups": [], "text": msg},
         "absent": {"removed": []},
@@ -196,7 +196,15 @@ def verified(copies: Copies, names: list[str], check_mode: bool) -> dict[str, An
         f"copy of {name} in {copies.settings.place()}: {state}" for name, state in found["states"].items()
     ]
     msg = " ".join(found["failures"]) or f"{len(found['states'])} copies are what was backed up."
-    return plain(False, msg, text="\n".join(lines), **found)
+    warnings = []
+    if found["gone"]:
+        names_gone = ", ".join(found["gone"][:5]) + (", …" if len(found["gone"]) > 5 else "")
+        warnings.append(
+            f"Copies that were proved are no longer in {copies.settings.place()} below {copies.base}, and this host has not removed them "
+            f"({len(found['gone'])}: {names_gone}): look for a lifecycle rule of the bucket or another host of the same application and stage, and "
+            "copy those that are needed again with playbooks/backup.yml --tags copy -e backup_id=."
+        )
+    return plain(False, msg, warnings, text="\n".join(lines), **found)
 
 
 def previewed(copies: Copies, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -236,6 +236,11 @@ failures:
   returned: with O(state=verified)
   type: list
   elements: str
+gone:
+  description: The backups of this host whose copies were proved and are no longer there, though no retention of this host has removed them.
+  returned: with O(state=verified)
+  type: list
+  elements: str
 removed:
   description: The backups whose copies retention removed, or would remove.
   returned: success, with O(state=present) or O(state=absent)

@@ -323,6 +323,7 @@ def test_names_that_lead_elsewhere_are_refused(host, proxy):
     assert proxy.asked == []
 
 
+@pytest.mark.made_up_records
 def test_the_record_says_where_the_copy_is_or_why_there_is_none(host, proxy):
     host.backup(DEPLOYMENT, kind="deployment")
     about = {"kind": "deployment"}

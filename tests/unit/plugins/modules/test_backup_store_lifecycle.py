@@ -149,6 +149,37 @@ def test_a_copy_that_a_rule_has_deleted_is_a_failure_that_comes_with_the_warning
     assert len(in_store(host.client, "one")) == 1000
 
 
+def test_proved_copies_that_somebody_else_removed_are_named(host, warned):
+    for number in range(1, 6):
+        host.backup(f"b{number}", 100, f"2026-11-0{number}T00:00:00Z")
+        host.run("present", f"b{number}", store={"keep": 4} if number < 5 else {"keep": 0})
+    host.backup("never", 100, "2026-11-07T00:00:00Z")
+    assert host.run("verified", ids=["all"])["gone"] == []
+    # Retention of this host has no part in it.
+    assert host.run("absent", store={"keep": 4})["removed"] == ["b1"]
+    assert host.run("verified", ids=["all"])["gone"] == []
+    assert warned == []
+    # A whole copy, its dump, or what makes it a copy.
+    for key in ("b2/shop.dump", "b2/manifest.json", "b3/shop.dump", "b4/manifest.json"):
+        host.client.delete_object(Bucket=BUCKET, Key=f"{BASE}{key}")
+    answer = host.run("verified", ids=["all"])
+    assert answer["states"] == {"b5": "intact"}
+    assert answer["gone"] == ["b4", "b3", "b2"]
+    text = warned.pop()
+    assert "(3: b4, b3, b2)" in text
+    assert "this host has not removed them" in text
+    # One that was asked for is a failure, and not told twice.
+    answer = host.run("verified", ids=["b3"])
+    assert answer["states"] == {"b3": "FAILED"}
+    assert answer["gone"] == ["b4", "b2"]
+    warned.clear()
+    # Another place never had them.
+    other = {"prefix": "elsewhere"}
+    host.run("present", "b5", store=other)
+    assert host.run("verified", store=other)["gone"] == []
+    assert warned == []
+
+
 @pytest.mark.parametrize(
     ("fault", "unseen"),
     [
