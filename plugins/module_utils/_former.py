@@ -318,9 +318,12 @@ def _drop_mysql(engine: Any, entry: Mapping[str, Any]) -> None:
     used = engine.maker.rows(
         {"w": "w"},
         f"FROM (SELECT CONCAT('session ', ID) w FROM information_schema.PROCESSLIST WHERE DB = {name}"
-        f" UNION ALL SELECT CONCAT('view ', TABLE_SCHEMA, '.', TABLE_NAME) FROM information_schema.VIEWS WHERE TABLE_SCHEMA <> {name} AND VIEW_DEFINITION LIKE {like}"
-        f" UNION ALL SELECT CONCAT('routine ', ROUTINE_SCHEMA, '.', ROUTINE_NAME) FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA <> {name} AND ROUTINE_DEFINITION LIKE {like}"
-        f" UNION ALL SELECT CONCAT('trigger ', TRIGGER_SCHEMA, '.', TRIGGER_NAME) FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA <> {name} AND ACTION_STATEMENT LIKE {like}"
+        f" UNION ALL SELECT CONCAT('view ', TABLE_SCHEMA, '.', TABLE_NAME) FROM information_schema.VIEWS"
+        f" WHERE TABLE_SCHEMA <> {name} AND VIEW_DEFINITION LIKE {like}"
+        f" UNION ALL SELECT CONCAT('routine ', ROUTINE_SCHEMA, '.', ROUTINE_NAME) FROM information_schema.ROUTINES"
+        f" WHERE ROUTINE_SCHEMA <> {name} AND ROUTINE_DEFINITION LIKE {like}"
+        f" UNION ALL SELECT CONCAT('trigger ', TRIGGER_SCHEMA, '.', TRIGGER_NAME) FROM information_schema.TRIGGERS"
+        f" WHERE TRIGGER_SCHEMA <> {name} AND ACTION_STATEMENT LIKE {like}"
         f" UNION ALL SELECT CONCAT('foreign key of ', TABLE_SCHEMA, '.', TABLE_NAME) FROM information_schema.KEY_COLUMN_USAGE"
         f" WHERE TABLE_SCHEMA <> {name} AND REFERENCED_TABLE_SCHEMA = {name}) AS found LIMIT 5",
         "",

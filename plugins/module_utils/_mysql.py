@@ -155,9 +155,10 @@ class Mysql(ServerEngine):
         # Each counts for himself: a client of the other maker is never "newer".
         other = ("MariaDB" in server) != ("MariaDB" in said_version(self.client.program("dump")))
         if old or other:
+            maker = "MariaDB" if ("MariaDB" in server) != other else "MySQL"
             raise Problem(
-                f"mysqldump on this host is {'MariaDB' if ('MariaDB' in server) != other else 'MySQL'}'s {client}, but the server at {self.client.address()} is {server}: install the client of the "
-                "server's maker, of its version or newer, on this host."
+                f"mysqldump on this host is {maker}'s {client}, but the server at {self.client.address()} is {server}: install the client "
+                "of the server's maker, of its version or newer, on this host."
             )
 
     def identity(self) -> dict[str, str]:

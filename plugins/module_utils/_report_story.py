@@ -200,7 +200,9 @@ def incident_class(facts: Mapping[str, Any]) -> str:
     Security is nothing that a run finds out by itself.
     """
     record, plan = facts.get("record") or {}, facts.get("plan") or {}
-    failed = {str(failure.get("phase", "")).split(":")[-1].strip() for failure in facts.get("failures") or []}
+    failed = {
+        str(failure.get("phase", "")).rpartition(":")[2].strip() for failure in facts.get("failures") or []
+    }
     touched = {phase.get("phase") for phase in record.get("phases") or [] if phase.get("state") == "failed"}
     if plan.get("level") == "restore" or record.get("half_done") or (failed | touched) & set(DATA_PHASES):
         return "data_integrity"

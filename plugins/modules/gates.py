@@ -48,7 +48,7 @@ options:
   moment:
     description: When this is; checks for other moments are not asked.
     type: str
-    choices: [preflight, smoke_test, watch]
+    choices: [preflight, smoke_test, watch, rollback]
     required: true
   primary:
     description: Whether this host is the primary; checks for the primary are asked there only.

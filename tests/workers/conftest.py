@@ -11,4 +11,6 @@ from pathlib import Path
 UNIT = Path(__file__).parents[1] / "unit" / "plugins"
 sys.path[:0] = [str(UNIT / "modules"), str(UNIT / "module_utils")]
 
-from test_app_service_workers import redis, shop  # noqa: E402, F401 - fixtures
+import test_app_service_workers  # noqa: E402 - found by the path above
+
+redis, shop = test_app_service_workers.redis, test_app_service_workers.shop

@@ -261,18 +261,27 @@ class Mariadb(Server):
     driver = "pymysql"
 
     def __init__(self, fresh: bool = False) -> None:
-        install = program("mariadb-install-db")
+        self.require()
         super().__init__(fresh)
         self.data = self.directory / "data"
         self.socket = self.directory / "s"
-        # Two of them at the same time would meet in /tmp.
-        options = ("--skip-test-db", "--auth-root-authentication-method=normal", f"--tmpdir={self.directory}")
-        self.install(
-            self.data, lambda data: self.run(install, "--no-defaults", f"--datadir={data}", *options)
-        )
+        self.initialise()
         self.start()
         self.sql(f"CREATE USER app@'%' IDENTIFIED BY '{PASSWORD}'", None)
         self.sql(f"CREATE USER app@localhost IDENTIFIED BY '{PASSWORD}'", None)
+
+    def require(self) -> None:
+        """Skip where the server is not installed."""
+        program("mariadb-install-db")
+
+    def initialise(self) -> None:
+        """Make the files of an empty server."""
+        # Two of them at the same time would meet in /tmp.
+        options = ("--skip-test-db", "--auth-root-authentication-method=normal", f"--tmpdir={self.directory}")
+        install = program("mariadb-install-db")
+        self.install(
+            self.data, lambda data: self.run(install, "--no-defaults", f"--datadir={data}", *options)
+        )
 
     def start(self) -> None:
         self.spawn(

@@ -38,14 +38,12 @@ def portable(statement: str) -> str:
 class Mysql(django_servers.Mariadb):
     """MySQL, with what it does by default: caching_sha2_password, a certificate of its own, a binary log."""
 
-    def __init__(self) -> None:
-        django_servers.Server.__init__(self)
-        self.data = self.directory / "data"
-        self.socket = self.directory / "s"
+    def require(self) -> None:
+        """See :meth:`Mariadb.require`: it is where ``MYSQL_BIN`` says."""
+
+    def initialise(self) -> None:
+        """See :meth:`Mariadb.initialise`."""
         self.run(self.program("mysqld"), "--no-defaults", "--initialize-insecure", *self.options())
-        self.start()
-        for host in ("%", "localhost"):
-            self.sql(f"CREATE USER app@'{host}' IDENTIFIED BY '{django_servers.PASSWORD}'", None)
 
     @staticmethod
     def program(name: str) -> str:
