@@ -13,7 +13,8 @@ author:
   - The runbook.deploy authors (@runbook-deploy)
 description:
   - V(on) answers every visitor with 503 and C(Retry-After), programs with JSON, and lets those in O(allow) reach the application. V(off) ends
-    it, and says how long it was. V(prepared) only makes nginx know the page, so that V(on) needs no reload, unless O(expected) is longer than O(retry_after). V(facts) tells what is there.
+    it, and says how long it was. V(prepared) only makes nginx know the page, so that V(on) needs no reload, unless O(expected) is
+    longer than O(retry_after). V(facts) tells what is there.
   - With nginx the page is two files that it includes, O(http_file) in its C(http) block and O(server_file) in a C(server) block, and a flag
     that it tests at each request. The files are tested with C(nginx -t), and put back when nginx refuses them.
   - With V(file) a file is written, which the application or the web server looks for; with V(command) two commands of the application run.
