@@ -1,0 +1,222 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An upgrade with a migration is killed at every task and inside the long ones; each time one release answers, and it is made good.
+
+KILL_EVERY=5 takes every fifth point; KILL_AT=37,37+1 takes these (``+1``: inside the task, the controller alone dies; ``+2``:
+later in it, all that it started on the host dies too).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+import pytest
+from kill_site import NEW_MIGRATION, Run, Site, Task, Visitors
+
+EVERY = int(os.environ.get("KILL_EVERY") or "1")
+AT = [word for word in os.environ.get("KILL_AT", "").split(",") if word]
+# A task that takes so many seconds is killed in its middle, too.
+LONG_SECONDS = 0.5
+SWITCH = "restart | Start the new instance, prove it, give it the traffic"
+TAKE_OVER = ("-e", "deployment_take_over=true")
+# What takes its time is tried at some of the points: the refusal of the next deployment with the deployment after it, and
+# rollback.yml in place of resume.yml.
+SAMPLE = 4
+
+
+class Point(NamedTuple):
+    """Where to kill: at the start of a task, or *after* so many seconds inside it."""
+
+    task: int
+    after: float
+    whom: str
+    title: str
+
+    @property
+    def name(self) -> str:
+        """How KILL_AT calls it."""
+        inside = {"controller": "+1", "all": "+2"}[self.whom] if self.after else ""
+        return f"{self.task}{inside}"
+
+
+class Wrong(Exception):
+    """What must not be was seen."""
+
+
+def expect(fact: bool, words: str) -> None:
+    """Refuse what is not *fact*."""
+    if not fact:
+        raise Wrong(words)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """One host that serves v2.6."""
+    made = Site(tmp_path_factory.mktemp("kill"))
+    try:
+        made.prepare()
+        yield made
+    finally:
+        made.stop()
+
+
+def points_of(tasks: list[Task], end: float) -> list[Point]:
+    """Return every point: the start of each task, and two inside each long one."""
+    found = []
+    for task, after in zip(tasks, [*(task.at for task in tasks[1:]), end]):
+        found.append(Point(task.number, 0, "controller", task.name))
+        seconds = after - task.at
+        if seconds >= LONG_SECONDS:
+            found.append(Point(task.number, round(seconds / 3, 2), "controller", task.name))
+            found.append(Point(task.number, round(seconds * 2 / 3, 2), "all", task.name))
+    return found
+
+
+def chosen(points: list[Point]) -> list[Point]:
+    """Return those that the environment asks for, of each kind every fifth or so."""
+    if AT:
+        return [point for point in points if point.name in AT]
+    kept = []
+    for inside in (False, True):
+        kept += [point for point in points if bool(point.after) == inside][::EVERY]
+    return sorted(kept)
+
+
+def answered(site: Site, allowed: set[str]) -> str:
+    """Return the one release that answers all of some requests, which has to be an allowed one."""
+    answers = [site.get() for _number in range(6)]
+    seen = sorted({(answer.status, answer.version, answer.commit) for answer in answers})
+    expect(len(seen) == 1 and seen[0][0] == 200, f"not one release answers: {seen}, {answers[-1].body[:200]}")
+    _status, version, commit = seen[0]
+    expect(version in allowed, f"{version} answers, allowed is {' or '.join(sorted(allowed))}")
+    expect(commit == site.commits[version], f"{version} answers with the commit {commit}")
+    return version
+
+
+def check_data(site: Site, acknowledged: list[str], version: str) -> None:
+    """The database is whole, has every acknowledged row, and the schema that the code which answers can work with."""
+    expect(site.rows("PRAGMA integrity_check") == ["ok"], "the database is damaged")
+    stored = set(site.rows("SELECT details FROM owner_agreements_agreementrisksignal"))
+    lost = [details for details in acknowledged if details not in stored]
+    expect(
+        not lost, f"{len(lost)} of {len(acknowledged)} acknowledged rows are lost, the first is {lost[:1]}"
+    )
+    expected = {"0001_initial", "0002_owneragreement_reference", "0003_agreementrisksignal"}
+    applied = site.applied()
+    # The new migration adds a table, which the old code does not see.
+    expect(expected <= applied <= expected | {NEW_MIGRATION}, f"applied are {sorted(applied)}")
+    expect(version != "v2.7" or NEW_MIGRATION in applied, f"v2.7 answers without {NEW_MIGRATION}")
+    table = site.rows("SELECT name FROM sqlite_master WHERE name = 'owner_agreements_admin_notes'")
+    expect(
+        bool(table) == (NEW_MIGRATION in applied), f"applied are {sorted(applied)}, but the table: {table}"
+    )
+
+
+def check_order(site: Site, version: str) -> None:
+    """Nothing of the dead run is left, and what answers is what would be started again."""
+    expect(len(site.instances()) == 1, f"services of {sorted(site.instances())} run")
+    expect(not site.tools(), f"still runs: {site.tools()}")
+    expect(not (site.root / "deployment.lock").exists(), "the lock is left")
+    scratch = sorted(path.name for path in (site.root / "scratch").iterdir())
+    expect(not scratch, f"left in scratch: {scratch}")
+    parts = [
+        str(path) for top in ("releases", "backups", "run") for path in (site.root / top).glob("*.part*")
+    ]
+    expect(not parts, f"left half made: {parts}")
+    open_records = [record["id"] for record in site.records() if record["verdict"] is None]
+    expect(not open_records, f"without a verdict: {open_records}")
+    live = (site.root / "current").resolve()
+    expect((live / "VERSION").read_text(encoding="utf-8").strip() == version, f"current is {live}")
+
+
+def check_refusal(site: Site, run: str) -> None:
+    """The next deployment names the dead run and what to do, and changes nothing of what answers."""
+    refused = site.play("deploy", "-e", "version=v2.8")
+    expect(refused.code != 0, "the next deployment did not refuse")
+    said = " ".join(refused.output.split())
+    expect(run in said, f"the refusal does not name {run}: {said[-1500:]}")
+    expect("deployment_take_over=true" in said, f"the refusal names no command: {said[-1500:]}")
+
+
+def good(run: Run, what: str) -> None:
+    """The playbook succeeded."""
+    expect(run.code == 0, f"{what} ended with {run.code}: {' '.join(run.output[-1800:].split())}")
+
+
+def try_point(site: Site, point: Point, position: int) -> str:
+    """Kill there, look, make it good, look again; return what was seen in words.
+
+    :raises Wrong: when something is not as it must be.
+    """
+    site.reset()
+    with Visitors(site) as visitors:
+        run, tasks = site.killed(point.task, point.after, point.whom)
+        # Behind a dead controller the module that runs goes on to its end.
+        site.wait(lambda: not site.tools(), "the modules of the dead run to end")
+        begun = tasks if point.after else tasks[:-1]
+        switched = any(task.name == SWITCH for task in begun)
+        allowed = {"v2.6", "v2.7"} if switched else {"v2.6"}
+        if run.code >= 0:
+            # A task that was quicker than before: the deployment ended before its killer came.
+            good(run, "a deployment that nobody killed")
+        may_be_down = switched and point.whom == "all" and point.after > 0
+        up = site.get().status == 200
+        if up or not may_be_down:
+            at_kill = answered(site, allowed)
+            check_data(site, visitors.acknowledged.copy(), at_kill)
+        else:
+            at_kill = "nothing"
+        wrong = sorted({answer.version for answer in visitors.reads.copy() if answer.status == 200} - allowed)
+        expect(not wrong, f"a visitor was answered by {wrong} before the switch")
+        dead = [record["id"] for record in site.records() if record["verdict"] is None]
+        if dead and position % SAMPLE == 0:
+            check_refusal(site, dead[-1])
+            expect(
+                not up or answered(site, allowed) == at_kill, "the refused deployment changed what answers"
+            )
+        playbook = "rollback" if dead and position % SAMPLE == 2 else "resume"
+        good(site.play(playbook, *TAKE_OVER), f"{playbook}.yml")
+        after = answered(site, {"v2.6", "v2.7"})
+        expect(not dead or after == "v2.6", f"{after} answers after {playbook}.yml, and was never proved")
+    check_data(site, visitors.acknowledged, after)
+    check_order(site, after)
+    expect(len(visitors.acknowledged) > 0, "no visitor could write")
+    expect(site.report("after all"), "nothing can be written any more")
+    again = ""
+    if position % SAMPLE == 0:
+        good(site.play("deploy", "-e", "version=v2.7"), "the next deployment")
+        answered(site, {"v2.7"})
+        check_data(site, [*visitors.acknowledged, "after all"], "v2.7")
+        again = ", then v2.7 deployed"
+    late = ", not killed" if run.code >= 0 else ""
+    record = f", record {dead[-1]}" if dead else ", no open record"
+    return (
+        f"died in {tasks[-1].number}{late}{record}, {at_kill} answered, {playbook}: {after}, "
+        f"{len(visitors.acknowledged)} rows{again}"
+    )
+
+
+def test_killed_at_every_point(site):
+    """The number of kill points and of survivors is printed."""
+    site.reset()
+    run, tasks = site.killed()
+    assert run.code == 0, run.output[-6000:]
+    assert SWITCH in {task.name for task in tasks}, f"no task is called {SWITCH}"
+    points = points_of(tasks, time.monotonic())
+    wanted = chosen(points)
+    assert wanted, f"KILL_AT={','.join(AT)} names none of {', '.join(point.name for point in points)}"
+    print(f"\n{len(tasks)} tasks, {len(points)} kill points, of which {len(wanted)} are tried")
+    failures = []
+    for position, point in enumerate(wanted):
+        begun = time.monotonic()
+        try:
+            seen = f"ok: {try_point(site, point, position)}"
+        except (Wrong, AssertionError) as error:
+            seen = f"FAILED: {' '.join(str(error).split())[:3000]}"
+            failures.append(f"{point.name} {point.title}: {seen}")
+        print(f"{point.name:>6} {time.monotonic() - begun:5.1f} s  {point.title:75} {seen}", flush=True)
+    print(f"{len(wanted)} kill points, {len(wanted) - len(failures)} survivors")
+    assert not failures, "\n".join(failures)
