@@ -162,9 +162,9 @@ class Shop:
         """Return the ends of all logs."""
         return "\n".join(path.read_text(errors="replace")[-1500:] for path in self.layout.logs.glob("*.log"))
 
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait for *condition*, which is called *what*."""
-        limit = time.monotonic() + PATIENCE
+    def until(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+        """Wait for *condition*, which is called *what*, for at most *patience* seconds."""
+        limit = time.monotonic() + patience
         while True:
             found = condition()
             if found:
