@@ -30,7 +30,7 @@ options:
       manager:
         description: What starts it. V(process) needs no service manager, and does not come back after a reboot.
         type: str
-        choices: [systemd, process]
+        choices: [systemd, supervisor, process]
         default: systemd
       strategy:
         description:
@@ -78,6 +78,16 @@ options:
       drain_timeout:
         description: Seconds for a Celery worker to finish its tasks before it is sent TERM; by default O(drain_timeout).
         type: int
+      supervisor_config:
+        description: With O(services[].manager=supervisor), the configuration of supervisord, which says where it is reached.
+        type: path
+        default: /etc/supervisor/supervisord.conf
+      supervisor_include:
+        description:
+          - With O(services[].manager=supervisor), the directory whose C(*.conf) that configuration includes. The service gets a section
+            there for each of its instances.
+        type: path
+        default: /etc/supervisor/conf.d
   adopt:
     description: The installation that ran the application before this collection did (C(app_adopt)).
     type: dict

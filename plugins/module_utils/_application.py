@@ -33,6 +33,7 @@ RESERVED = (
     "RUNBOOK_VERSION",
     "RUNBOOK_DEPLOYMENT",
     "RUNBOOK_SERVICE",
+    "RUNBOOK_SUPERVISOR",
 )
 # What a POSIX shell and EnvironmentFile= of systemd accept as a name (environ(7), systemd.exec(5)).
 VARIABLE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")

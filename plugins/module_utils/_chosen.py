@@ -8,6 +8,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,11 @@ def complete(service: Mapping[str, Any]) -> dict[str, Any]:
     """
     result = {key: value for key, value in service.items() if key != "groups"}
     where = f"app_services: service {result['name']!r}"
+    for key in ("supervisor_config", "supervisor_include"):
+        if result["manager"] != "supervisor":
+            result.pop(key, None)
+        elif not os.path.isabs(result[key]):
+            raise Problem(f"{where} has the {key} {result[key]!r}: it must be an absolute path.")
     if not result["name"] or any(sign in result["name"] for sign in "./@ \n"):
         raise Problem(
             f"{where} has a name that no unit and no file can have: use letters, digits and dashes."

@@ -27,6 +27,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._contract_variables
     SCRATCH,
     SERVICE,
     SERVICE_CHOICES,
+    SUPERVISOR,
     VARIABLES,
     WATCH,
     WEB_SERVER,
@@ -134,6 +135,11 @@ def check_service(index: int, service: Any, root: str) -> list[str]:
     for key in ("name", "command"):
         if not service.get(key):
             errors.append(f"{variable} has no {key}: every service needs one.")
+    errors += [
+        f"{variable}.{key} must be an absolute path, found {service[key]!r}."
+        for key in SUPERVISOR
+        if isinstance(service.get(key), str) and not service[key].startswith("/")
+    ]
     for key, choices in SERVICE_CHOICES.items():
         if key in service and service[key] not in choices:
             errors.append(f"{variable}.{key} is {service[key]!r}, expected one of {', '.join(choices)}.")
@@ -176,7 +182,7 @@ def complete_service(service: Mapping[str, Any]) -> dict[str, Any]:
     kind = service.get("kind", "web")
     bind = service.get("bind", "port" if service.get("port") else "socket")
     strategy = "blue_green" if kind == "web" and bind == "socket" else "restart"
-    return {
+    result = {
         "name": service["name"],
         "kind": kind,
         "manager": service.get("manager", "systemd"),
@@ -190,6 +196,9 @@ def complete_service(service: Mapping[str, Any]) -> dict[str, Any]:
         "celery": service.get("celery"),
         "drain_timeout": service.get("drain_timeout"),
     }
+    if result["manager"] == "supervisor":
+        result.update({key: service.get(key, default) for key, default in SUPERVISOR.items()})
+    return result
 
 
 def check(values: Mapping[str, Any], purpose: str) -> list[str]:

@@ -229,10 +229,17 @@ SERVICE = {
     "stop_timeout": "int",
     "celery": "str",
     "drain_timeout": "int",
+    "supervisor_config": "str",
+    "supervisor_include": "str",
+}
+# Where a supervisord is, as Debian installs it.
+SUPERVISOR = {
+    "supervisor_config": "/etc/supervisor/supervisord.conf",
+    "supervisor_include": "/etc/supervisor/conf.d",
 }
 SERVICE_CHOICES = {
     "kind": ("web", "worker", "beat"),
-    "manager": ("systemd", "process"),
+    "manager": ("systemd", "supervisor", "process"),
     "strategy": ("blue_green", "restart", "reload"),
     "bind": ("socket", "port"),
 }

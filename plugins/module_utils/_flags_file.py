@@ -33,6 +33,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._process import ProcessUnit, send
+from ansible_collections.runbook.deploy.plugins.module_utils._supervisor import SupervisorUnit, place_of
 from ansible_collections.runbook.deploy.plugins.module_utils._systemd import SystemdUnit, unit_name
 
 # Of a file that is made here: the application reads it, others do not.
@@ -211,9 +212,14 @@ class FileStore(Store):
                 f"The service {self.reload!r} (app_flags.store.reload) has no live instance in {str(self.layout.root)!r} on this "
                 "host, so it did not read its flags again: see playbooks/status.yml."
             )
-        unit: SystemdUnit | ProcessUnit
+        unit: SystemdUnit | ProcessUnit | SupervisorUnit
         if service["manager"] == "systemd":
             unit = SystemdUnit(unit_name(self.name, self.stage, self.reload, deployment), self.reload)
+        elif service["manager"] == "supervisor":
+            place = place_of(service)
+            unit = SupervisorUnit(
+                self.layout, (self.name, self.stage), self.reload, deployment, self.user, place
+            )
         else:
             unit = ProcessUnit(self.layout, self.reload, deployment, self.user)
         before = unit.status()

@@ -34,7 +34,13 @@ from ansible_collections.runbook.deploy.plugins.module_utils._process import (
     Status,
     find_processes,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._service import Member, Settings, connections
+from ansible_collections.runbook.deploy.plugins.module_utils._service import (
+    Member,
+    Settings,
+    connections,
+    make_unit,
+)
+from ansible_collections.runbook.deploy.plugins.module_utils._supervisor import Place, find_programs, place_of
 from ansible_collections.runbook.deploy.plugins.module_utils._systemd import find_adopted, find_units
 
 # Of an instance whose files are gone; as the contract's default.
@@ -170,8 +176,28 @@ def guess(
     }
 
 
+def supervised(
+    settings: Settings, wanted: Iterable[Instance], marked: Iterable[str]
+) -> dict[tuple[str, str], Place]:
+    """Return (service, deployment) -> where, of the programs of this application that supervisord knows or has a section of.
+
+    :param wanted: the instances whose services say which supervisord is asked; :param marked: deployments that run.
+    """
+    instances = list(wanted)
+    known = {instance.deployment for instance in instances} | {entry.replace(TRIAL, "") for entry in marked}
+    specs = [spec for instance in instances for spec in instance.services if spec["manager"] == "supervisor"]
+    result = {}
+    for place in {place_of(spec) for spec in specs}:
+        programs = find_programs(settings.layout, settings.name, settings.stage, place)
+        for (service, deployment), ours in programs.items():
+            # Another application can have a name that begins like ours.
+            if ours or deployment.replace(TRIAL, "") in known:
+                result[service, deployment] = place
+    return result
+
+
 def discover(settings: Settings, target: Instance | None) -> list[Member]:
-    """Return what of this application exists on the host, running or failed, under either manager.
+    """Return what of this application exists on the host, running or failed, under every manager.
 
     :param target: an instance that may have no files yet; its services tell what kind an unknown one is.
     """
@@ -186,12 +212,17 @@ def discover(settings: Settings, target: Instance | None) -> list[Member]:
             # Another application can have a name that begins like ours: the deployment must be one of ours.
             if state != "inactive" and (deployment.replace(TRIAL, "") in instances or deployment in marked):
                 units[service, deployment] = "systemd"
+    programs = supervised(settings, wanted, {deployment for _service, deployment in running})
+    units.update(dict.fromkeys(programs, "supervisor"))
     result = []
     for service, deployment in sorted(running | set(units)):
         base = instances.get(deployment.replace(TRIAL, ""))
         known = [*(base.services if base else []), *(target.services if target else [])]
         manager = units.get((service, deployment), "process")
         spec = guess(settings, service, deployment, manager, known)
+        if (service, deployment) in programs:
+            config, include = programs[service, deployment]
+            spec.update(supervisor_config=config, supervisor_include=include)
         startable = base if base and base.deployment == deployment else None
         member = Member(settings, deployment, spec, startable)
         if base:
@@ -203,11 +234,24 @@ def discover(settings: Settings, target: Instance | None) -> list[Member]:
 
 
 def forget_ended(settings: Settings) -> None:
-    """Remove the PID files of processes that are not there any more."""
+    """Remove the PID files of processes that are not there any more, and the sections of programs that are not current."""
     for service, deployment in find_processes(settings.layout):
         unit = ProcessUnit(settings.layout, service, deployment, settings.user)
         if not unit.exists():
             unit.forget()
+    live = live_deployment(settings.layout)
+    wanted = [instance for instance in known_instances(settings.layout).values() if instance is not None]
+    for (service, deployment), place in supervised(settings, wanted, ()).items():
+        if deployment != live:
+            spec = {
+                "name": service,
+                "manager": "supervisor",
+                "supervisor_config": place.config,
+                "supervisor_include": place.include,
+            }
+            program = make_unit(settings, spec, deployment)
+            if not program.exists():
+                program.forget()
 
 
 def adopted_member(settings: Settings) -> AdoptedMember | None:

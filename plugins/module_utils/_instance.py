@@ -152,13 +152,13 @@ def launcher_text(
     return "\n".join(lines) + "\n"
 
 
-def boot_text(services: Iterable[Mapping[str, Any]]) -> str:
-    """Return what the boot script reads, a line ``<service> <socket|->`` for each service under systemd."""
+def boot_text(services: Iterable[Mapping[str, Any]], manager: str = "systemd") -> str:
+    """Return what the boot script reads, a line ``<service> <socket|->`` for each service under *manager*."""
     listed = sorted(services, key=lambda entry: START_ORDER[entry["kind"]])
     return "".join(
         f"{entry['name']} {'socket' if has_socket(entry) else '-'}\n"
         for entry in listed
-        if entry["manager"] == "systemd"
+        if entry["manager"] == manager
     )
 
 
@@ -170,6 +170,11 @@ def has_socket(service: Mapping[str, Any]) -> bool:
 def boot_file(layout: Layout, deployment: str) -> Path:
     """Return the list of the instance's systemd services, for the boot script, which has no JSON parser."""
     return layout.instances / f"{deployment}.boot"
+
+
+def supervisor_file(layout: Layout, deployment: str) -> Path:
+    """Return the list of the instance's services under supervisord, for what starts them there."""
+    return layout.instances / f"{deployment}.supervisor"
 
 
 def owner_group(user: str | None) -> int:
@@ -239,6 +244,9 @@ class Instance:
             write_atomic(self.layout.launcher(self.deployment, name), text, 0o640, -1, group)
         if not self.deployment.endswith(TRIAL):
             write_atomic(boot_file(self.layout, self.deployment), boot_text(self.services), 0o640, -1, group)
+            supervised = boot_text(self.services, "supervisor")
+            if supervised:
+                write_atomic(supervisor_file(self.layout, self.deployment), supervised, 0o640, -1, group)
             # Last: an instance that has its description has all its files.
             write_json(self.layout.instance_file(self.deployment), self.document, 0o640, -1, group)
 
@@ -281,6 +289,7 @@ class Instance:
     def remove(self) -> None:
         """Remove the instance's files, the description first: without it the instance does not exist."""
         paths = [self.layout.instance_file(self.deployment), boot_file(self.layout, self.deployment)]
+        paths.append(supervisor_file(self.layout, self.deployment))
         paths += [self.layout.launcher(self.deployment, name) for name in self._named()]
         paths.append(self.layout.environment_file(self.deployment))
         for path in paths:

@@ -26,6 +26,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._instance import In
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._process import ProcessUnit, Status
+from ansible_collections.runbook.deploy.plugins.module_utils._supervisor import SupervisorUnit, place_of
 from ansible_collections.runbook.deploy.plugins.module_utils._systemd import SystemdUnit, unit_name
 
 POLL = 0.1
@@ -148,7 +149,7 @@ class Member:
         deployment: str,
         spec: Mapping[str, Any],
         instance: Instance | None,
-        unit: ProcessUnit | SystemdUnit | None = None,
+        unit: ProcessUnit | SystemdUnit | SupervisorUnit | None = None,
     ) -> None:
         self.settings = settings
         self.deployment = deployment
@@ -157,7 +158,7 @@ class Member:
         self.service = str(spec["name"])
         self.kind = str(spec["kind"])
         self.socket = settings.layout.socket(self.service, deployment) if has_socket(spec) else None
-        self.unit = unit or make_unit(settings, self.service, deployment, str(spec["manager"]))
+        self.unit = unit or make_unit(settings, spec, deployment)
         self.secrets = tuple(instance.secrets) if instance else ()
         self.seconds: float | None = None
         self._begun = 0.0
@@ -424,10 +425,20 @@ class Member:
         }
 
 
-def make_unit(settings: Settings, service: str, deployment: str, manager: str) -> ProcessUnit | SystemdUnit:
-    """Return what starts and stops *service* of *deployment* under *manager*."""
-    if manager == "systemd":
+def make_unit(
+    settings: Settings, spec: Mapping[str, Any], deployment: str
+) -> ProcessUnit | SystemdUnit | SupervisorUnit:
+    """Return what starts and stops the service *spec* of *deployment*."""
+    service = str(spec["name"])
+    if spec["manager"] == "systemd":
         return SystemdUnit(unit_name(settings.name, settings.stage, service, deployment), service)
+    if spec["manager"] == "supervisor":
+        application = (settings.name, settings.stage)
+        timeout = float(spec.get("stop_timeout") or 0)
+        place = place_of(spec)
+        return SupervisorUnit(
+            settings.layout, application, service, deployment, settings.user, place, timeout
+        )
     return ProcessUnit(settings.layout, service, deployment, settings.user)
 
 

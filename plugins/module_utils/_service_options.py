@@ -13,7 +13,7 @@ from typing import Any
 SERVICE: dict[str, Any] = {
     "name": {"type": "str", "required": True},
     "kind": {"type": "str", "choices": ["web", "worker", "beat"], "default": "web"},
-    "manager": {"type": "str", "choices": ["systemd", "process"], "default": "systemd"},
+    "manager": {"type": "str", "choices": ["systemd", "supervisor", "process"], "default": "systemd"},
     "strategy": {"type": "str", "choices": ["blue_green", "restart", "reload"]},
     "bind": {"type": "str", "choices": ["socket", "port", "none"]},
     "port": {"type": "int", "default": 0},
@@ -23,6 +23,8 @@ SERVICE: dict[str, Any] = {
     "stop_timeout": {"type": "int", "default": 30},
     "celery": {"type": "str"},
     "drain_timeout": {"type": "int"},
+    "supervisor_config": {"type": "path", "default": "/etc/supervisor/supervisord.conf"},
+    "supervisor_include": {"type": "path", "default": "/etc/supervisor/conf.d"},
 }
 ADOPT: dict[str, Any] = {
     "path": {"type": "str"},

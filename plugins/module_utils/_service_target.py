@@ -34,6 +34,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._process import ProcessUnit
 from ansible_collections.runbook.deploy.plugins.module_utils._service_spec import CURRENT, Check
+from ansible_collections.runbook.deploy.plugins.module_utils._supervisor import ASK, SupervisorUnit, place_of
 from ansible_collections.runbook.deploy.plugins.module_utils._systemd import (
     PROPERTIES,
     SystemdUnit,
@@ -218,11 +219,46 @@ class Own:
         return self._unit.tail(LOG_LINES)
 
 
+class Supervised:
+    """A service of ``app_services`` under the manager ``supervisor``."""
+
+    manager = "supervisord"
+
+    def __init__(self, unit: SupervisorUnit) -> None:
+        self._unit = unit
+        self.place = f"program {unit.program}"
+        self.repeat = shlex.join(["supervisorctl", "-c", unit.place.config, "status", unit.program])
+
+    def state(self, left: float) -> State:
+        """Return what supervisord says within *left* seconds.
+
+        :raises Unseen: when it does not answer.
+        """
+        if left <= 0:
+            raise Unseen("no time was left to ask", late=True)
+        try:
+            found = self._unit.status(min(left, ASK))
+        except Problem as problem:
+            raise Unseen(problem.message.rstrip(".")) from problem
+        if found.running and found.pid and found.started is not None:
+            return State(found.pid, found.started, None, "", "")
+        return State(0, 0, None, "", f"supervisord says {found.detail}")
+
+    def owns(self, pid: int) -> bool:
+        """Return whether *pid* carries its name in its environment."""
+        return self._unit.owns(pid)
+
+    def tail(self, left: float) -> str:
+        """Return the last lines of its log."""
+        del left
+        return self._unit.tail(LOG_LINES)
+
+
 class Target(NamedTuple):
     """What is looked at, and what is expected of it besides its check: ``release`` and ``listens`` of an own service;
     ``secrets`` are left out of its log."""
 
-    service: Unit | PidFile | Own
+    service: Unit | PidFile | Own | Supervised
     release: str | None
     listens: list[int | str]
     secrets: list[str]
@@ -263,12 +299,17 @@ def find(check: Check, root: str | None, user: str | None, secrets: Sequence[str
     if user and not known_user(user):
         raise Unseen(f"the user {user!r} does not exist on this host")
     document = instance.document
-    service: Unit | Own
+    service: Unit | Own | Supervised
     if spec["manager"] == "systemd":
         service = Unit(
             unit_name(
                 str(document.get("name") or ""), str(document.get("stage") or ""), check.value, deployment
             )
+        )
+    elif spec["manager"] == "supervisor":
+        application = (str(document.get("name") or ""), str(document.get("stage") or ""))
+        service = Supervised(
+            SupervisorUnit(layout, application, check.value, deployment, user, place_of(spec))
         )
     else:
         service = Own(ProcessUnit(layout, check.value, deployment, user))
