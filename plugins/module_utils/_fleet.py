@@ -38,9 +38,14 @@ from ansible_collections.runbook.deploy.plugins.module_utils._service import (
     Member,
     Settings,
     connections,
-    make_unit,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._supervisor import Place, find_programs, place_of
+from ansible_collections.runbook.deploy.plugins.module_utils._supervisor import (
+    Place,
+    SupervisorUnit,
+    Word,
+    find_programs,
+    place_of,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._systemd import find_adopted, find_units
 
 # Of an instance whose files are gone; as the contract's default.
@@ -178,8 +183,8 @@ def guess(
 
 def supervised(
     settings: Settings, wanted: Iterable[Instance], marked: Iterable[str]
-) -> dict[tuple[str, str], Place]:
-    """Return (service, deployment) -> where, of the programs of this application that supervisord knows or has a section of.
+) -> dict[tuple[str, str], tuple[Place, Word | None]]:
+    """Return (service, deployment) -> (where, what supervisord says) of our programs that it knows or has a section of.
 
     :param wanted: the instances whose services say which supervisord is asked; :param marked: deployments that run.
     """
@@ -189,11 +194,25 @@ def supervised(
     result = {}
     for place in {place_of(spec) for spec in specs}:
         programs = find_programs(settings.layout, settings.name, settings.stage, place)
-        for (service, deployment), ours in programs.items():
+        for (service, deployment), (word, ours) in programs.items():
             # Another application can have a name that begins like ours.
             if ours or deployment.replace(TRIAL, "") in known:
-                result[service, deployment] = place
+                result[service, deployment] = place, word
     return result
+
+
+def forget_programs(settings: Settings) -> None:
+    """Remove the sections of programs that do not run and are not current."""
+    live = live_deployment(settings.layout)
+    wanted = [instance for instance in known_instances(settings.layout).values() if instance is not None]
+    for (service, deployment), (place, word) in supervised(settings, wanted, ()).items():
+        if deployment == live:
+            continue
+        application = (settings.name, settings.stage)
+        unit = SupervisorUnit(settings.layout, application, service, deployment, settings.user, place)
+        unit.hear(word)
+        if not unit.exists():
+            unit.forget()
 
 
 def discover(settings: Settings, target: Instance | None) -> list[Member]:
@@ -221,10 +240,12 @@ def discover(settings: Settings, target: Instance | None) -> list[Member]:
         manager = units.get((service, deployment), "process")
         spec = guess(settings, service, deployment, manager, known)
         if (service, deployment) in programs:
-            config, include = programs[service, deployment]
+            (config, include), _word = programs[service, deployment]
             spec.update(supervisor_config=config, supervisor_include=include)
         startable = base if base and base.deployment == deployment else None
         member = Member(settings, deployment, spec, startable)
+        if isinstance(member.unit, SupervisorUnit):
+            member.unit.hear(programs[service, deployment][1])
         if base:
             member.secrets = tuple(base.secrets)
         # A PID file may have outlived its process.
@@ -239,19 +260,7 @@ def forget_ended(settings: Settings) -> None:
         unit = ProcessUnit(settings.layout, service, deployment, settings.user)
         if not unit.exists():
             unit.forget()
-    live = live_deployment(settings.layout)
-    wanted = [instance for instance in known_instances(settings.layout).values() if instance is not None]
-    for (service, deployment), place in supervised(settings, wanted, ()).items():
-        if deployment != live:
-            spec = {
-                "name": service,
-                "manager": "supervisor",
-                "supervisor_config": place.config,
-                "supervisor_include": place.include,
-            }
-            program = make_unit(settings, spec, deployment)
-            if not program.exists():
-                program.forget()
+    forget_programs(settings)
 
 
 def adopted_member(settings: Settings) -> AdoptedMember | None:

@@ -62,7 +62,8 @@ START = 60.0
 # stopwaitsecs and KILL are supervisord's; this much is allowed for its own work.
 STOP_MARGIN = 30.0
 POLL = 0.1
-# While the main process is the same one, what supervisord said of it holds this long.
+# What supervisord said of a program holds this long, unless its main process ended or something was done with it: each question
+# takes a process.
 FRESH = 1.0
 # A process that ends earlier has not started (BACKOFF). Then it is tried again after 1, 2, 3 ... s: this many times are half a
 # day, because a database that is away for minutes must not leave the application down for good.
@@ -228,17 +229,23 @@ def ask_status(place: Place, *programs: str, timeout: float = ASK) -> dict[str, 
     return parse_status(ask(place, "status", *programs, timeout=timeout).stdout)
 
 
-def find_programs(layout: Layout, name: str, stage: str, place: Place) -> dict[tuple[str, str], bool]:
-    """Return (service, deployment) of the programs that can be ours -> whether their section says that they are.
+def find_programs(
+    layout: Layout, name: str, stage: str, place: Place
+) -> dict[tuple[str, str], tuple[Word | None, bool]]:
+    """Return (service, deployment) of the programs that can be ours -> (what supervisord says, whether their section says so).
 
     :raises Problem: when supervisord does not answer.
     """
-    found = dict.fromkeys(parse_programs(list(ask_status(place)), name, stage), False)
+    words = ask_status(place)
+    found: dict[tuple[str, str], tuple[Word | None, bool]] = {}
+    for key in parse_programs(list(words), name, stage):
+        found[key] = words[program_name(name, stage, *key)], False
     with contextlib.suppress(OSError):
         for path in sorted(Path(place.include).glob("*.conf")):
             for key in parse_programs([path.stem], name, stage):
                 with contextlib.suppress(OSError, ValueError):
-                    found[key] = escape(str(layout.instances) + "/") in path.read_text(encoding="utf-8")
+                    ours = escape(f"{layout.instances}/") in path.read_text(encoding="utf-8")
+                    found[key] = words.get(path.stem), ours
     return found
 
 
@@ -285,17 +292,22 @@ class SupervisorUnit:
     def _word(self, timeout: float = ASK) -> Word | None:
         return ask_status(self.place, self.program, timeout=timeout).get(self.program)
 
+    def hear(self, word: Word | None) -> Status:
+        """Return the status that *word* of supervisord means for this service, and keep it for a moment."""
+        found = judge(word)
+        if found.running and self._first and (found.pid, found.started) != self._first:
+            found = found._replace(restarts=1, detail=f"{found.detail}, restarted by supervisord")
+        self._said = (time.monotonic(), found)
+        return found
+
     def status(self, timeout: float = ASK) -> Status:
         """Return what supervisord says within *timeout* seconds; what it said a moment ago while the same main process lives."""
         if self._said is not None:
             when, said = self._said
-            if time.monotonic() - when < FRESH and _processes.is_same(said.pid or 0, said.started or 0):
+            same = not said.running or _processes.is_same(said.pid or 0, said.started or 0)
+            if time.monotonic() - when < FRESH and same:
                 return said
-        found = judge(self._word(timeout))
-        if found.running and self._first and (found.pid, found.started) != self._first:
-            found = found._replace(restarts=1, detail=f"{found.detail}, restarted by supervisord")
-        self._said = (time.monotonic(), found) if found.running else None
-        return found
+        return self.hear(self._word(timeout))
 
     def _own(self) -> str:
         """Return the text of its section."""
@@ -385,7 +397,7 @@ class SupervisorUnit:
         self._load(self.section, self.program, self._own(), self.program in words)
         ask(self.place, "start", self.program, timeout=START)
         deadline = time.monotonic() + START
-        found = self.status()
+        found = self.hear(self._word())
         while not found.running:
             if found.failed or not found.detail.startswith("STARTING") or time.monotonic() > deadline:
                 raise Problem(
@@ -394,7 +406,7 @@ class SupervisorUnit:
                     last_words(self.tail(200)),
                 )
             time.sleep(POLL)
-            found = self.status()
+            found = self.hear(self._word())
         self._first = (found.pid or 0, found.started or 0)
 
     def owns(self, pid: int) -> bool:
@@ -417,7 +429,7 @@ class SupervisorUnit:
         :return: whether it had to be killed.
         :raises Problem: when supervisord could not stop it.
         """
-        self._first = self._said = None
+        self._first = None
         begun = time.monotonic()
         answer = ask(self.place, "stop", self.program, timeout=max(timeout, self.stop_timeout) + STOP_MARGIN)
         # supervisord does not say how it ended.
@@ -431,6 +443,7 @@ class SupervisorUnit:
                     f"'supervisorctl -c {self.place.config} stop {self.program}', then run again.",
                     answer.tail(10),
                 )
+        self._said = None
         # What ignored its main process's end, or outlived an earlier supervisord.
         rest = self._rest()
         if rest.exists():
@@ -446,6 +459,7 @@ class SupervisorUnit:
             self.section.unlink()
         # One that is not known, or runs, is refused.
         ask(self.place, "remove", self.program)
+        self._said = None
 
     def tail(self, lines: int = 20, secrets: tuple[str, ...] = ()) -> str:
         """Return the last lines of the service's log."""
