@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ from typing import Any
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import remove_tree
+from ansible_collections.runbook.deploy.plugins.module_utils._service_spec import parse_check
+from ansible_collections.runbook.deploy.plugins.module_utils._service_target import find
 from test_app_service import ONE, SECRET, THREE, TWO, Client, Host
 
 BINARIES = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -199,7 +203,9 @@ def test_deploy_upgrade_and_roll_back(host: SupervisedHost) -> None:
 
 def test_no_secret_lies_open(host: SupervisedHost) -> None:
     """Neither in a section, nor in a command line, nor in a file that everybody reads; nothing of supervisord's is inherited."""
-    host.deploy(ONE, host.release("one"), stay_up=0)
+    odd = "a\"b\\c $HOME `id` $(id) 'q' é %d ; #\nsecond line\\"
+    environment = json.dumps({"SECRET_KEY": SECRET, "ODD": odd})
+    host.deploy(ONE, host.release("one"), stay_up=0, environment=environment)
     for path in host.supervisord.include.iterdir():
         assert SECRET not in path.read_text()
     for path in host.layout.instances.iterdir():
@@ -212,6 +218,15 @@ def test_no_secret_lies_open(host: SupervisedHost) -> None:
         assert SECRET not in entry.command
         variables = _processes.variables(entry.pid)
         assert variables["SECRET_KEY"] == SECRET and "OF_SUPERVISORD" not in variables
+        assert variables["ODD"] == odd
+    # The gate of services finds it, too.
+    target = find(parse_check({"service": "web"}, "checks[0]"), str(host.root), None, [])
+    state = target.service.state(30.0)
+    assert state.wrong == "" and target.service.owns(state.pid)
+    assert "starting with ********" in target.last_lines(5.0)
+    host.supervisord.ask("stop", f"shop-test-web-{ONE}")
+    target = find(parse_check({"service": "web"}, "checks[0]"), str(host.root), None, [])
+    assert "STOPPED" in target.service.state(30.0).wrong
 
 
 @pytest.mark.parametrize(
@@ -310,11 +325,30 @@ def test_in_place_at_a_port_with_a_worker(host: SupervisedHost) -> None:
 
 def free_port() -> int:
     """Return a port that is free."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts services as another user")
+@pytest.mark.skipif(
+    not os.access("/usr/bin/python3", os.X_OK), reason="there is no /usr/bin/python3 for everybody"
+)
+def test_as_another_user(host: SupervisedHost) -> None:
+    """Under root's supervisord the service is the application's user, and can read its variables."""
+    host.root.parent.chmod(0o755)
+    os.chown(host.layout.run, pwd.getpwnam("nobody").pw_uid, -1)
+    web = host.web(command="/usr/bin/python3 small_server.py unix {socket}")
+    answer = host.deploy(ONE, host.release("one"), services=[host.service(web)], user="nobody", stay_up=0)
+    assert answer.get("changed"), answer
+    assert host.ask() == f"{ONE} hello one"
+    found = _processes.application_processes(host.root)
+    assert found and {os.stat(f"/proc/{entry.pid}").st_uid for entry in found} == {
+        pwd.getpwnam("nobody").pw_uid
+    }
+    assert _processes.variables(found[0].pid)["HOME"] == pwd.getpwnam("nobody").pw_dir
+    assert host.run(state="stopped", name="shop", stage="test", user="nobody")["changed"]
+    assert host.running() == set()
 
 
 @pytest.mark.parametrize(
