@@ -50,6 +50,9 @@ command=/bin/sleep 600
 [include]
 files={root}/conf.d/*.conf
 """
+LONG = pytest.mark.skipif(
+    not os.environ.get("RUNBOOK_LONG_TESTS"), reason="of the long form, which make test-supervisor runs"
+)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 40.0) -> None:
@@ -244,7 +247,7 @@ def test_no_secret_lies_open(host: SupervisedHost) -> None:
     ("fault", "reason"),
     [
         ("boot", "BACKOFF"),
-        ("later", "BACKOFF"),
+        pytest.param("later", "BACKOFF", marks=LONG),
         ("respawn", "were replaced"),
     ],
 )
@@ -304,6 +307,7 @@ def test_after_supervisord_was_killed_exactly_the_live_release_serves(host: Supe
     assert host.running() == {("web", THREE), ("beat", THREE)}
 
 
+@LONG
 def test_stopped_stays_stopped_until_supervisord_starts(host: SupervisedHost) -> None:
     """A TERM that is ignored ends in KILL; an operator's update starts nothing, the next start of supervisord does."""
     services = [host.service(host.web(stop_timeout=1))]
@@ -323,6 +327,7 @@ def test_stopped_stays_stopped_until_supervisord_starts(host: SupervisedHost) ->
     assert host.running() == set() and host.supervisord.sections() == {"shop-test"}
 
 
+@LONG
 def test_in_place_at_a_port_with_a_worker(host: SupervisedHost) -> None:
     """Strategy restart: tried beside, then in place; a worker that fails brings everything back."""
     port = free_port()
