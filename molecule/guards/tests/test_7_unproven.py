@@ -19,7 +19,7 @@ NEVER = {
 
 def restarted(version: str) -> str:
     """A shell condition: the newest record is that of *version*, its restart is done, and no module works."""
-    done = f'"phase":"restart",.*"state":"done".*"version":"{version}"'
+    done = f'"phases":.*"phase":"restart",.*"state":"done".*"version":"{version}"'
     newest = f"$(ls {ROOT}/deployments/*.json | tail -1)"
     return f"tr -d ' \\n' < {newest} | grep -q '{done}' && ! pgrep -f '[B]ECOME-SUCCESS' > /dev/null"
 
