@@ -38,7 +38,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     task_ignore_result=True,
     task_acks_late="late" in os.environ.get("WAY", ""),
-    broker_transport_options={"visibility_timeout": 5} if "visible" in os.environ.get("WAY", "") else {},
+    broker_transport_options={"visibility_timeout": 1} if "visible" in os.environ.get("WAY", "") else {},
     beat_schedule={"tick": {"task": "shop.note", "schedule": 0.5, "args": ["tick", 0]}},
     beat_max_loop_interval=0.5,
 )

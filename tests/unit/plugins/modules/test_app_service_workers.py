@@ -125,7 +125,7 @@ def test_task_that_lasts_too_long_is_named_and_comes_again(shop, monkeypatch):
     assert task["id"] in drained["message"] and drained["message"] in warned
     assert "visibility" in drained["message"]
     (shop.root / "go").touch()
-    # A worker looks for such tasks 10 s after its start and then every 100 s (kombu.transport.redis, QoS.restore_visible).
+    # A worker looks for such tasks as it starts, and then every 100 s (kombu.transport.redis, QoS.restore_visible).
     shop.until(shop.noted, "the task once more", patience=240.0)
     assert shop.noted() == [("long", R2)]
 
