@@ -18,9 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils import _proc_tree
 from ansible_collections.runbook.deploy.plugins.module_utils._balancer import (
-    LOOK,
     Server,
     answers,
     chosen,
@@ -32,19 +30,14 @@ from ansible_collections.runbook.deploy.plugins.module_utils._balancer import (
     wait_steady,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._balancer_upstream import Line, parse, render
-from ansible_collections.runbook.deploy.plugins.module_utils._command import Finished, run
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import held, read_regular, write_atomic
+from ansible_collections.runbook.deploy.plugins.module_utils._nginx import Nginx
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._processes import PROC
 
 LOCK_TIMEOUT = 30.0
-# Seconds for nginx -t, for nginx -s reload, and until the new workers are there.
-COMMAND = 30.0
 # Column `st` of /proc/net/tcp, the kernel's tcp_states.h: ESTABLISHED, SYN_SENT, FIN_WAIT1 (asked, half closed), CLOSE_WAIT.
 TALKING = {"01", "02", "04", "08"}
-# What nginx calls its processes (ngx_setproctitle); the master only where the title could be set.
-WORKER = "nginx: worker process"
-LEAVING = "nginx: worker process is shutting down"
 SOCKET = re.compile(r"^socket:\[(\d+)\]$")
 
 
@@ -70,15 +63,6 @@ def parse_talking(text: str, targets: Iterable[tuple[str, int]], inodes: Iterabl
     return found
 
 
-def title(pid: int) -> str:
-    """Return what the process *pid* calls itself, "" when it is gone."""
-    try:
-        with open(f"{PROC}/{pid}/cmdline", encoding="utf-8", errors="replace") as stream:
-            return stream.read().replace("\0", " ").strip()
-    except OSError:
-        return ""
-
-
 def socket_inodes(pid: int) -> set[str]:
     """Return the inodes of the sockets that *pid* has open; none when it is gone.
 
@@ -96,16 +80,15 @@ def socket_inodes(pid: int) -> set[str]:
     return found
 
 
-class Nginx:
+class NginxUpstream(Nginx):
     """One server of the upstream in one file."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = options
+        super().__init__(options)
         self.path = Path(options["upstream_file"])
         self.upstream = options["backend"]
         self.name = options["server"] or ""
         self.place = f"nginx backend {self.upstream!r}"
-        self.argv = list(options["nginx"])
 
     # The file
 
@@ -157,54 +140,12 @@ class Nginx:
 
     # nginx
 
-    def _nginx(self, *words: str) -> Finished:
-        return run([*self.argv, *words], timeout=COMMAND)
-
-    def _master(self) -> int:
-        path = self.options["pid_file"]
-        try:
-            pid = int(Path(path).read_text(encoding="utf-8").strip())
-        except FileNotFoundError:
-            pid = 0
-        except (OSError, ValueError) as error:
-            raise Problem(
-                f"nginx's PID file {path} cannot be read ({getattr(error, 'strerror', None) or 'it holds no number'}): give the path that nginx's "
-                "directive pid has as pid_file."
-            ) from error
-        if not pid or not os.path.exists(f"{PROC}/{pid}"):
-            raise Problem(
-                f"nginx does not run: its PID file {path} {'names a process that is gone' if pid else 'does not exist'}; start nginx, or give the path "
-                "of its directive pid as pid_file."
-            )
-        return pid
-
-    def _workers(self, master: int) -> tuple[list[_proc_tree.Entry], list[_proc_tree.Entry]]:
-        """Return the workers that accept connections, and those that are on their way out."""
-        present, leaving = [], []
-        for entry in _proc_tree.scan().values():
-            name = title(entry.pid) if entry.ppid == master else ""
-            if name.startswith(LEAVING):
-                leaving.append(entry)
-            elif name.startswith(WORKER):
-                present.append(entry)
-        return present, leaving
-
-    def _behind(self, present: Iterable[_proc_tree.Entry]) -> bool:
-        """Say whether a worker that accepts began before the file was written: it knows what was in it before.
-
-        Both times are seconds since boot; a worker's is in ticks of 1/100 s, rounded down.
-        """
-        written = time.clock_gettime(time.CLOCK_BOOTTIME) - (time.time() - self.path.stat().st_mtime)
-        tick = 1 / os.sysconf("SC_CLK_TCK")
-        return any(entry.started * tick + tick < written for entry in present)
-
     def _apply(self, text: str, before: str) -> None:
         """Write *text*, test it, make nginx read it; whatever goes wrong, the text *before* is put back.
 
         :raises Problem: when nginx refuses it, or does not start workers with it.
         """
         master = self._master()
-        old = {entry.identity for entry in self._workers(master)[0]}
         if text != before:
             self._write(text)
         reloaded = False
@@ -213,23 +154,7 @@ class Nginx:
             if tested.rc != 0:
                 raise Problem(self._refused(before), tested.tail())
             reloaded = True
-            done = self._nginx("-s", "reload")
-            if done.rc != 0:
-                raise Problem(
-                    f"nginx could not be reloaded (exit code {done.rc}, expected 0); {self.path} is as it was before: see the evidence.",
-                    done.tail(),
-                )
-            deadline = time.monotonic() + COMMAND
-            while True:
-                present = {entry.identity for entry in self._workers(master)[0]}
-                if present and not present & old:
-                    return
-                if time.monotonic() > deadline:
-                    raise Problem(
-                        f"nginx started no new workers within {COMMAND:g} s of the reload, so it goes on with its old configuration; {self.path} is as "
-                        "it was before: its error log says why."
-                    )
-                time.sleep(LOOK / 2)
+            self._reload(master, f"; {self.path} is as it was before")
         except BaseException:
             if text != before:
                 self._write(before)
@@ -297,7 +222,7 @@ class Nginx:
             if took:
                 require_another(servers, line.server, self.options["allow_last"], self.place)
             new = render(text, line, True) if took else text
-            stale = self._behind(self._workers(master)[0])
+            stale = self._behind(master, [self.path])
             if took or stale:
                 self._apply(new, text)
         try:
@@ -319,7 +244,7 @@ class Nginx:
         with self._alone():
             text, line, _servers = self._line()
             new = render(text, line, False) if line.server.admin != "ready" else text
-            stale = self._behind(self._workers(self._master())[0])
+            stale = self._behind(self._master(), [self.path])
             if new != text or stale:
                 self._apply(new, text)
             return new != text or stale

@@ -14,12 +14,10 @@ import contextlib
 import importlib.util
 import json
 import os
-import re
 import secrets as random
 import shlex
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,6 +56,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._instance import li
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, current_release
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+from ansible_collections.runbook.deploy.plugins.module_utils._workers import within
 
 __all__ = ["OPTIONS", "RULES", "parse_check", "perform", "prober"]
 
@@ -87,7 +86,6 @@ WAITED = {
     "workers": "the workers' answers did not come through the broker",
     "queues": "the broker did not say how long its queues are",
 }
-_PASSWORD = re.compile(r"://[^:/@\s]*:([^@\s]+)@")
 
 
 class Unasked(Exception):
@@ -297,16 +295,6 @@ def place_of(options: Mapping[str, Any]) -> Place:
         within(found.secrets),
         [str(found.layout.root)],
     )
-
-
-def within(values: Iterable[str]) -> list[str]:
-    """Return *values*, and the passwords in those that are addresses, as they are written and as they are meant."""
-    found = []
-    for value in values:
-        found.append(value)
-        for password in _PASSWORD.findall(value):
-            found += [password, urllib.parse.unquote(password)]
-    return found
 
 
 def run_check(check: Check, options: Mapping[str, Any], asked: Asked | None, limit: float) -> dict[str, Any]:

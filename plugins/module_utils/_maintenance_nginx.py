@@ -9,13 +9,10 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._balancer_nginx import COMMAND, LOOK, Nginx
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import read_regular, write_atomic
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_pages import (
     MARK,
@@ -31,6 +28,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_window
     lower_flag,
     raise_flag,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._nginx import Nginx
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # nginx's workers, of another user, read all of it.
@@ -38,14 +36,15 @@ MODE = 0o644
 
 
 class NginxPage(Nginx):
-    """The page of one application on this host. Of the load balancer's class it has how to call nginx and find its workers."""
+    """The page of one application on this host."""
 
     def __init__(self, options: Mapping[str, Any], directory: Path) -> None:
-        super().__init__({"upstream_file": options["http_file"], "backend": "", "server": "", **options})
+        super().__init__(options)
+        self.http_file = Path(options["http_file"])
         self.directory = directory
         self.mark = place(options["name"], options["stage"]).rpartition("/")[2]
         self.texts = {
-            Path(options["http_file"]): http_text(options["name"], options["stage"], options),
+            self.http_file: http_text(options["name"], options["stage"], options),
             Path(options["server_file"]): server_text(
                 options["name"], options["stage"], str(directory), options["retry_after"]
             ),
@@ -96,21 +95,17 @@ class NginxPage(Nginx):
             write_atomic(self.page, self.page_text, MODE)
         if different:
             self._install(different, before)
-        elif self._stale():
+        elif self._behind(self._master(), self.texts):
+            # A run wrote the files that was killed before it could tell nginx.
             self._reload(self._master(), "")
             return changed, True
         return changed, bool(different)
 
-    def _stale(self) -> bool:
-        """Say whether nginx was not told of the files, which a run wrote that was killed before it could."""
-        written = [path.stat().st_mtime for path in self.texts]
-        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME) - (time.time() - max(written))
-        tick = 1 / os.sysconf("SC_CLK_TCK")
-        return any(entry.started * tick + tick < since_boot for entry in self._workers(self._master())[0])
-
     def _put(self, texts: Mapping[Path, str]) -> None:
         """Write *texts*, an empty one as no file; the server's file names what the other defines, and is there with it alone."""
-        for path, text in sorted(texts.items(), key=lambda item: (item[0] == self.path) != bool(item[1])):
+        for path, text in sorted(
+            texts.items(), key=lambda item: (item[0] == self.http_file) != bool(item[1])
+        ):
             try:
                 if text:
                     write_atomic(path, text, MODE)
@@ -149,30 +144,6 @@ class NginxPage(Nginx):
                 if reloaded:
                     self._nginx("-s", "reload")
             raise
-
-    def _reload(self, master: int, after: str) -> None:
-        """Make nginx read its configuration, and wait until new workers have it.
-
-        :param after: what became of the files, for the sentence of a failure.
-        """
-        old = {entry.identity for entry in self._workers(master)[0]}
-        done = self._nginx("-s", "reload")
-        if done.rc != 0:
-            raise Problem(
-                f"nginx could not be reloaded (exit code {done.rc}, expected 0){after}: see the evidence.",
-                done.tail(),
-            )
-        deadline = time.monotonic() + COMMAND
-        while True:
-            present = {entry.identity for entry in self._workers(master)[0]}
-            if present and not present & old:
-                return
-            if time.monotonic() > deadline:
-                raise Problem(
-                    f"nginx started no new workers within {COMMAND:g} s of the reload, so it goes on with its old configuration{after}: its "
-                    "error log says why."
-                )
-            time.sleep(LOOK / 2)
 
     # The flag, as every kind of maintenance has one
 

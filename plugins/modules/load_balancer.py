@@ -211,15 +211,17 @@ evidence:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils._balancer import OPTIONS, RULES, perform
 from ansible_collections.runbook.deploy.plugins.module_utils._balancer_haproxy import Haproxy
-from ansible_collections.runbook.deploy.plugins.module_utils._balancer_nginx import Nginx
+from ansible_collections.runbook.deploy.plugins.module_utils._balancer_nginx import NginxUpstream
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
+
+DRIVERS = {"haproxy": Haproxy, "nginx": NginxUpstream}
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
     try:
-        driver = {"haproxy": Haproxy, "nginx": Nginx}[module.params["kind"]](module.params)
+        driver = DRIVERS[module.params["kind"]](module.params)
         answer = perform(module.params, module.check_mode, driver)
     except Problem as problem:
         module.fail_json(**problem.answer())

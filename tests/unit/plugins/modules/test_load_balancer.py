@@ -188,7 +188,7 @@ def test_two_at_the_same_moment_do_not_leave_nobody(site):
     def work(name: str) -> None:
         options = {name: value.get("default") for name, value in load_balancer.OPTIONS.items()}
         options.update(site.options(state="drained", server=name))
-        driver = {"haproxy": load_balancer.Haproxy, "nginx": load_balancer.Nginx}[options["kind"]](options)
+        driver = load_balancer.DRIVERS[options["kind"]](options)
         start.wait()
         try:
             results[name] = load_balancer.perform(options, False, driver)["changed"]
