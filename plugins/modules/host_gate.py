@@ -155,19 +155,13 @@ evidence:
   type: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.runbook.deploy.plugins.module_utils._entry import run_module
 from ansible_collections.runbook.deploy.plugins.module_utils._host_gate import OPTIONS, RULES, perform
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
-    try:
-        answer = perform(module.params, module.check_mode, module.warn)
-    except Problem as problem:
-        module.fail_json(**problem.answer())
-    module.exit_json(changed=False, **answer)
+    run_module(OPTIONS, RULES, perform)
 
 
 if __name__ == "__main__":

@@ -277,20 +277,14 @@ evidence:
   returned: on failure
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.runbook.deploy.plugins.module_utils._entry import run_module
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance import perform
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_options import OPTIONS, RULES
-from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
-    try:
-        answer = perform(module.params, module.check_mode, module.warn)
-    except Problem as problem:
-        module.fail_json(**problem.answer())
-    module.exit_json(**answer)
+    run_module(OPTIONS, RULES, perform)
 
 
 if __name__ == "__main__":

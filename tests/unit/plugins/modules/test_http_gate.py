@@ -8,6 +8,7 @@ import json
 import time
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.runbook.deploy.plugins.modules import http_gate
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.faulty_server import FaultyServer
@@ -74,7 +75,7 @@ def test_a_gate_that_fails_names_every_critical_check(run):
 def test_a_lesser_check_warns_and_fails_nothing(run, monkeypatch):
     # Where tests of actions were imported before, Ansible shows warnings itself instead of answering them.
     warnings = []
-    monkeypatch.setattr(http_gate.AnsibleModule, "warn", lambda _module, text: warnings.append(text))
+    monkeypatch.setattr(AnsibleModule, "warn", lambda _module, text: warnings.append(text))
     answer = run(checks=[{"url": "/ok"}, {"name": "nice", "url": "/error", "severity": "degraded"}])
     assert (answer["passed"], answer["degraded"]) == (True, ["nice"])
     assert len(warnings) == 1
