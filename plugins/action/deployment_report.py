@@ -12,7 +12,7 @@ from typing import Any
 from ansible import context
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_atomic
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import DEPLOYMENT_ID, write_atomic
 from ansible_collections.runbook.deploy.plugins.module_utils._report import (
     GOOD,
     TITLES,
@@ -21,6 +21,14 @@ from ansible_collections.runbook.deploy.plugins.module_utils._report import (
     terminal,
 )
 from ansible_collections.runbook.deploy.plugins.plugin_utils._typed import with_inventory, with_playbooks
+
+
+def keep_copies(directory: Path, records: list[dict[str, Any]]) -> None:
+    """Write those of *records* that *directory* lacks: of runs that were killed before they could."""
+    for record in records:
+        path = directory / f"{record.get('id')}.json"
+        if DEPLOYMENT_ID.match(str(record.get("id"))) and not path.exists():
+            write_atomic(path, json.dumps(record, indent=2, sort_keys=True) + "\n", 0o640)
 
 
 class ActionModule(ActionBase):
@@ -49,6 +57,7 @@ class ActionModule(ActionBase):
                 "notifications": {"type": "list", "elements": "dict", "default": []},
                 "release_tag": {"type": "dict", "default": {}},
                 "before": {"type": "dict", "default": {}},
+                "unstored": {"type": "list", "elements": "dict", "default": []},
                 "contacts": {"type": "list", "elements": "dict", "default": []},
                 "incident": {
                     "type": "str",
@@ -81,6 +90,7 @@ class ActionModule(ActionBase):
                     0o640,
                 )
                 write_atomic(directory / f"{identifier}.md", markdown(facts), 0o640)
+                keep_copies(directory, args["unstored"])
             except Exception as error:
                 # The deployment is what it is; neither a full disk on the controller nor a report of it must turn its verdict.
                 del facts["report_path"]

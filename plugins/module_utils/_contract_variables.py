@@ -107,6 +107,7 @@ VARIABLES: dict[str, Variable] = {
         "dict", {}, "Object store that gets copies of the backups: bucket, endpoint, keys.", secret=True
     ),
     "app_releases_keep": Variable("int", 5, "Complete releases to keep."),
+    "app_records_keep": Variable("int", 100, "Records of deployments to keep on the hosts; 0 for all."),
     "app_services": Variable("list", None, "The processes of the application."),
     "app_health_checks": Variable(
         "list",

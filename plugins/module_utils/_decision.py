@@ -351,6 +351,10 @@ def towards(records: Sequence[Mapping[str, Any]], to: str, complete: Iterable[st
             f"rollback_to is {to!r}, which no successful deployment had; there are: {known or 'none'}."
         )
     found = listed[position]
+    if found.get("detached"):
+        raise Problem(
+            f"rollback_to is {to!r}, but not all records since then are kept: deploy that version instead."
+        )
     # A rollback started an earlier deployment's instance again; that one is meant.
     instance = found.get("instance") or found["id"]
     newer = [record for record in listed[:position] if record.get("kind") != "rollback"]

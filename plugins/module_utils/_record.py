@@ -261,7 +261,7 @@ def rollback_target(
     gone = undone(records)
     usable = set(complete)
     for position, record in enumerate(records):
-        if record.get("verdict") != "success" or record["id"] in gone:
+        if record.get("verdict") != "success" or record["id"] in gone or record.get("detached"):
             continue
         if record.get("release") == live_release or record.get("release") not in usable:
             continue

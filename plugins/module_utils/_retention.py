@@ -278,7 +278,7 @@ def apply(
     keep_backups_minimum: int = MINIMUM_BACKUPS,
     check_mode: bool = False,
 ) -> dict[str, list[str]]:
-    """Remove what is surplus; return ``{releases, environments, instances, backups, former, errors}``, the last but one for :mod:`_former`.
+    """Remove what is surplus; return ``{releases, environments, instances, backups, former, records, errors}``; former and records are for others to fill.
 
     What cannot be removed is an error in words and stops nothing else.
 
@@ -291,6 +291,7 @@ def apply(
         "instances": [],
         "backups": [],
         "former": [],
+        "records": [],
         "errors": [],
     }
 

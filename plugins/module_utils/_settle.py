@@ -19,6 +19,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
     _installed,
     _lock,
     _record,
+    _record_retention,
     _retention,
     _state,
 )
@@ -43,6 +44,7 @@ NOTHING_REMOVED: dict[str, list[str]] = {
     "instances": [],
     "backups": [],
     "former": [],
+    "records": [],
     "errors": [],
 }
 # Verdicts that say what serves: none of them is written where something else does.
@@ -146,7 +148,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
     lock = _lock.read_lock(layout)
     if given["primary"] and record["verdict"] and (lock is None or lock["token"] != given["token"]):
         # Finished and unlocked before; what may be removed is now the business of later deployments.
-        return {"record": _record.public(record), "state": None, "removed": NOTHING_REMOVED}
+        return {"record": _record.public(record), "state": None, "removed": NOTHING_REMOVED, "unstored": []}
     if given["primary"] and not check_mode:
         _lock.renew(layout, given["token"], "finish")
     state = _state.measure(
@@ -227,6 +229,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         result["removed"]["former"] = gone
         result["removed"]["errors"] += errors
     result["state"] = {**state, **targets(layout, records, live, state["adopted"] is not None)}
+    prune_records(layout, params, result, records, [entry for entry, _name in runs], check_mode)
     if not check_mode:
         # Copies of the database, of this run and of runs that are dead: whoever holds the lock is the only one that lives.
         copies = [entry for entry in layout.scratch.glob("*") if DEPLOYMENT_ID.match(entry.name)]
@@ -247,6 +250,35 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
             _lock.release(layout, given["token"])
             result["state"]["lock"] = None
     return result
+
+
+def prune_records(
+    layout: Layout,
+    params: dict[str, Any],
+    result: dict[str, Any],
+    records: list[dict[str, Any]],
+    busy: list[str],
+    check_mode: bool,
+) -> None:
+    """Remove surplus records and enter into *result* what went, what the controller lacks, and what could not go.
+
+    :param result: the module's answer so far, with the state as it is after everything else was removed.
+    :param busy: deployments whose processes run.
+    """
+    state, removed = result["state"], result["removed"]
+    found = {(state[key] or {}).get("deployment") for key in ("current", "target")}
+    removed["records"], result["unstored"], errors = _record_retention.prune_records(
+        layout,
+        records,
+        keep=params["keep_records"],
+        serving={*found, *busy, params["record"]["id"]} - {None},
+        releases={entry["name"] for entry in state["releases"]},
+        backups={name for name, _made in _retention.list_backups(layout)} - set(removed["backups"]),
+        stored=params["stored_records"],
+        own=params["record"]["id"],
+        check_mode=check_mode,
+    )
+    removed["errors"] += errors
 
 
 def engine_for(params: dict[str, Any]) -> Any:

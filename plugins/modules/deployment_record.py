@@ -20,8 +20,8 @@ attributes:
     support: full
     description: Writes nothing and removes nothing. No record is begun, so that the modules of the phases keep no journal.
   diff_mode:
-    support: none
-    description: There is nothing to compare.
+    support: partial
+    description: Shows which files of old records go, and nothing else.
   idempotent:
     support: partial
     description: Each O(state=begun) begins another deployment; O(state=finished) can be repeated with the same verdict.
@@ -159,6 +159,20 @@ options:
       - The newest stays, and what the newest records name, and all that no restore of this host has noted.
     type: int
     default: 0
+  keep_records:
+    description:
+      - Records to keep; V(0) for all. The oldest go at the end of a run, up to the first that has to stay.
+      - It has to stay where it has no verdict, its release or a backup that it names is kept, a way back leads to it or through it, or
+        O(stored_records) lacks it.
+      - What says that a rollback left migrations applied is kept longer than those after it, and is then no rollback target any more.
+    type: int
+    default: 100
+  stored_records:
+    description:
+      - Deployments whose record the controller has in C(app_report_store); null where it keeps none.
+      - Records of the primary that are not among them are returned as RV(unstored), and not removed.
+    type: list
+    elements: str
   limit:
     description: For O(state=read), how many records to return.
     type: int
@@ -262,10 +276,19 @@ removed:
       description: Former databases, schemas and files, which restores had put aside; see O(keep_former_days).
       type: list
       elements: str
+    records:
+      description: Ids of deployments whose record went; see O(keep_records).
+      type: list
+      elements: str
     errors:
       description: What could not be removed, in sentences.
       type: list
       elements: str
+unstored:
+  description: Finished records that O(stored_records) lacks, without their tokens, the oldest first and at most 20 at a time; that of this run is not among them.
+  returned: when O(state=finished)
+  type: list
+  elements: dict
 failed_release:
   description: What became of O(remove_release), one of V(removed), V(incomplete) (it is still in use), V(kept) and V(absent).
   returned: when O(remove_release) is given
@@ -331,6 +354,8 @@ def main() -> None:
             "keep_backups_days": {"type": "int", "default": 0},
             "keep_backups_minimum": {"type": "int", "default": 3},
             "keep_former_days": {"type": "int", "default": 0},
+            "keep_records": {"type": "int", "default": 100},
+            "stored_records": {"type": "list", "elements": "str"},
             "limit": {"type": "int", "default": 20},
         },
         required_if=[("state", "finished", ["verdict"])],
@@ -349,11 +374,19 @@ def main() -> None:
             except Problem as problem:
                 damaged.append({"id": "flags", "message": problem.message})
         elif params["record"] is None:
-            result = {"record": None, "state": None, "removed": NOTHING_REMOVED}
+            result = {"record": None, "state": None, "removed": NOTHING_REMOVED, "unstored": []}
         else:
             # Judges the option; the journal itself is not needed here.
             open_journal(params["root"], params["record"], False)
             result = finish(layout, params, module.check_mode)
+            gone = "".join(f"{layout.record(name)}\n" for name in result["removed"]["records"])
+            if gone and module._diff:
+                result["diff"] = {
+                    "before_header": "records",
+                    "after_header": "records",
+                    "before": gone,
+                    "after": "",
+                }
     except Problem as problem:
         module.fail_json(**problem.answer())
     except OSError as error:

@@ -95,6 +95,11 @@ options:
     description: The deployment before, as C(id), C(version) and C(gates), the values by moment and check, to be shown beside those of this one.
     type: dict
     default: {}
+  unstored:
+    description: Records of earlier runs that O(store) lacks (RV(runbook.deploy.deployment_record#module:unstored)); they are stored, too.
+    type: list
+    elements: dict
+    default: []
   contacts:
     description: Whom to call when something went wrong, first to last, as C(role), C(name) and C(contact).
     type: list

@@ -100,6 +100,19 @@ def test_record_and_report_are_stored_for_their_owner(tmp_path):
     assert stat.S_IMODE(stored.stat().st_mode) == 0o640
 
 
+def test_records_that_the_copies_lack_are_stored_and_none_is_replaced(tmp_path):
+    other = {"id": "20261120T020000-aaaa", "verdict": "stopped"}
+    report(store=str(tmp_path), unstored=[other, {"id": "../x"}, {"no": "id"}])
+    directory = tmp_path / "shop" / "production"
+    assert sorted(path.name for path in directory.iterdir()) == [
+        f"{other['id']}.json",
+        f"{ID}.json",
+        f"{ID}.md",
+    ]
+    report(store=str(tmp_path), unstored=[{**other, "verdict": "success"}])
+    assert json.loads((directory / f"{other['id']}.json").read_text()) == other
+
+
 def test_check_mode_stores_nothing(tmp_path):
     report(store=str(tmp_path / "reports"), check=True)
     assert not (tmp_path / "reports").exists()
