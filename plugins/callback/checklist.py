@@ -36,9 +36,8 @@ from typing import Any
 
 from ansible import context
 from ansible.playbook.task_include import TaskInclude
-from ansible_collections.runbook.deploy.plugins.plugin_utils._discreet import Discreet
+from ansible_collections.runbook.deploy.plugins.plugin_utils._brief import SILENT, Brief
 from ansible_collections.runbook.deploy.plugins.plugin_utils._observed import (
-    PHASE,
     Run,
     observed,
     reason,
@@ -50,8 +49,6 @@ MARKS = {"ok": "\u2714", "failed": "\u2718", "lost": "\u2718", "running": "\u202
 ASCII = {"ok": "[x]", "failed": "[!]", "lost": "[!]", "running": "..."}
 # They show nothing that was done.
 HOUSEKEEPING = ("set_fact", "add_host", "group_by", "include_vars", "meta", "debug")
-# They have shown everything themselves.
-SILENT = ("runbook.deploy.deployment_report",)
 # A person is asked at the terminal: nothing is written there meanwhile.
 ASKING = ("pause", "contract")
 # Erase the line, from its beginning (ECMA-48: CR, EL).
@@ -138,7 +135,7 @@ class Ticker:
                 self._shown = True
 
 
-class CallbackModule(Discreet):
+class CallbackModule(Brief):
     """See the documentation above."""
 
     CALLBACK_VERSION = 2.0
@@ -148,7 +145,6 @@ class CallbackModule(Discreet):
     def __init__(self) -> None:
         super().__init__()
         self._run = Run()
-        self._pending = ""
         self._heading = ""
         self._ticker = Ticker(self._display, self._now_running)
         try:
@@ -156,13 +152,6 @@ class CallbackModule(Discreet):
             self._marks = MARKS
         except (UnicodeEncodeError, LookupError):
             self._marks = ASCII
-
-    @property
-    def _brief(self) -> bool:
-        return self._display.verbosity == 0
-
-    def _show(self, text: str, color: str | None = None) -> None:
-        self._display.display(text, color=color)
 
     def _now_running(self) -> str:
         found = self._run.running()
@@ -186,20 +175,8 @@ class CallbackModule(Discreet):
     # What begins
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        self._play = play
         self._heading = play.get_name().strip()
-        if not self._brief:
-            super().v2_playbook_on_play_start(play)
-
-    def _task_start(self, task: Any, prefix: str | None = None) -> None:
-        name = task.get_name()
-        self._pending = name[len(PHASE) :] if name.startswith(PHASE) else ""
-        if self._brief:
-            # The name is kept: the banner is printed only where a diff follows.
-            self._task_type_cache[task._uuid] = prefix or "TASK"
-            self._last_task_name = name
-        else:
-            super()._task_start(task, prefix)
+        super().v2_playbook_on_play_start(play)
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         if not self._brief:
@@ -209,14 +186,9 @@ class CallbackModule(Discreet):
         self._run.begin(host.get_name(), task._uuid, task.get_name() if shown else "")
         self._ticker.start()
 
-    def v2_playbook_on_include(self, included_file: Any) -> None:
-        if not self._brief:
-            super().v2_playbook_on_include(included_file)
-        elif self._pending:
-            # A phase that has nothing to do is skipped, and includes nothing.
-            self._heading = self._run.phase = self._pending
-            self._pending = ""
-            self._head()
+    def _phase(self, name: str) -> None:
+        self._heading = self._run.phase = name
+        self._head()
 
     # What ends
 
@@ -279,8 +251,7 @@ class CallbackModule(Discreet):
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         self._run.end(result.host.get_name(), result.task._uuid)
-        if not self._brief:
-            super().v2_runner_on_skipped(result)
+        super().v2_runner_on_skipped(result)
 
     def v2_runner_item_on_ok(self, result: Any) -> None:
         if not self._brief:
@@ -298,10 +269,6 @@ class CallbackModule(Discreet):
         took = self._run.lap(result.host.get_name(), result.task._uuid)
         ignored = bool(result.task.ignore_errors)
         self._failed(result, took, ignored, str(self._get_item_label(result.result)))
-
-    def v2_runner_item_on_skipped(self, result: Any) -> None:
-        if not self._brief:
-            super().v2_runner_item_on_skipped(result)
 
     def v2_runner_retry(self, result: Any) -> None:
         if not self._brief:

@@ -27,12 +27,8 @@ import time
 from typing import Any
 
 from ansible import context
-from ansible_collections.runbook.deploy.plugins.plugin_utils._discreet import Discreet
+from ansible_collections.runbook.deploy.plugins.plugin_utils._brief import SILENT, Brief
 from ansible_collections.runbook.deploy.plugins.plugin_utils._typed import with_playbooks
-
-PHASE = "Phase "
-# They have shown everything themselves.
-SILENT = ("runbook.deploy.deployment_report",)
 
 
 def reason(result: dict[str, Any]) -> list[str]:
@@ -43,46 +39,15 @@ def reason(result: dict[str, Any]) -> list[str]:
     return [with_playbooks(line, typed) for line in lines] + unexpected.splitlines()[-20:]
 
 
-class CallbackModule(Discreet):
+class CallbackModule(Brief):
     """See the documentation above."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
     CALLBACK_NAME = "runbook.deploy.phases"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._pending = ""
-
-    @property
-    def _brief(self) -> bool:
-        return self._display.verbosity == 0
-
-    def _show(self, text: str, color: str | None = None) -> None:
-        self._display.display(text, color=color)
-
-    def v2_playbook_on_play_start(self, play: Any) -> None:
-        self._play = play
-        if not self._brief:
-            super().v2_playbook_on_play_start(play)
-
-    def _task_start(self, task: Any, prefix: str | None = None) -> None:
-        name = task.get_name()
-        self._pending = name[len(PHASE) :] if name.startswith(PHASE) else ""
-        if self._brief:
-            # The name is kept: the banner is printed only where a diff follows.
-            self._task_type_cache[task._uuid] = prefix or "TASK"
-            self._last_task_name = name
-        else:
-            super()._task_start(task, prefix)
-
-    def v2_playbook_on_include(self, included_file: Any) -> None:
-        if not self._brief:
-            super().v2_playbook_on_include(included_file)
-        elif self._pending:
-            # A phase that has nothing to do is skipped, and includes nothing.
-            self._show(f"{time.strftime('%H:%M:%S')}  {self._pending}")
-            self._pending = ""
+    def _phase(self, name: str) -> None:
+        self._show(f"{time.strftime('%H:%M:%S')}  {name}")
 
     def v2_runner_on_ok(self, result: Any) -> None:
         if not self._brief:
@@ -116,17 +81,9 @@ class CallbackModule(Discreet):
         message = reason(result.result)[0]
         self._show(f"          no answer from {result.host.get_name()}: {message}", "bright red")
 
-    def v2_runner_on_skipped(self, result: Any) -> None:
-        if not self._brief:
-            super().v2_runner_on_skipped(result)
-
     def v2_runner_item_on_ok(self, result: Any) -> None:
         if not self._brief:
             super().v2_runner_item_on_ok(result)
-
-    def v2_runner_item_on_skipped(self, result: Any) -> None:
-        if not self._brief:
-            super().v2_runner_item_on_skipped(result)
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
         if not self._brief:

@@ -15,7 +15,6 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._report import host_sentence
 
-PHASE = "Phase "
 LONGEST = 160
 HIDDEN = "(hidden by no_log)"
 UNDECIDED = "none: the run ended before one was made"
