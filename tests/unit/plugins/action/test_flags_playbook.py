@@ -131,6 +131,16 @@ def test_shown_switched_and_all_off(site):
     for host in site.hosts:
         assert [path.name for path in (site.directory / host).rglob("*.json*")] == ["flags.jsonl"]
     assert "rollback of" not in said
+    # The same by another name, and of two levels none.
+    site.file("web1").write_text("SEARCH=staff\nBULK=true\n")
+    code, said = site.run("-e", "rollback_level=flags", "--tags", "code", playbook="rollback")
+    assert code == 2
+    assert "name several levels" in said
+    assert site.values()[0] == "SEARCH=staff\nBULK=true\n"
+    code, said = site.run("-e", "rollback_level=flags", playbook="rollback")
+    assert code == 0, said
+    assert site.values() == ["SEARCH=false\nBULK=false\n"] * 2
+    assert "rollback of" not in said
     code, said = site.run("--tags", "of")
     assert code == 2
     assert "nothing was switched" in said

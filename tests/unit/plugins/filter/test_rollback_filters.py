@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.filter.emergency_omits import emergency_omits
+from ansible_collections.runbook.deploy.plugins.filter.gone_back import gone_back
 from ansible_collections.runbook.deploy.plugins.filter.must_be_gone import must_be_gone
 from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import parse_check
 
@@ -43,3 +44,27 @@ def test_nothing_must_be_gone() -> None:
 )
 def test_an_emergency_says_what_it_leaves_out(given, said) -> None:
     assert emergency_omits(**given) == said
+
+
+DEPLOYED, TAKEN_BACK, ABANDONED, STOPPED = (
+    {"kind": "deployment", "verdict": verdict}
+    for verdict in ("success", "rolled_back", "abandoned", "stopped")
+)
+BY_HAND = {"kind": "rollback", "verdict": "success"}
+
+
+@pytest.mark.parametrize(
+    ("records", "went_back"),
+    [
+        ([], False),
+        ([DEPLOYED, BY_HAND], False),
+        ([BY_HAND, DEPLOYED], True),
+        ([TAKEN_BACK, DEPLOYED], True),
+        ([ABANDONED, DEPLOYED, BY_HAND], False),
+        ([ABANDONED, BY_HAND, DEPLOYED], True),
+        ([{"kind": "deployment", "verdict": None}, BY_HAND], True),
+        ([STOPPED, BY_HAND], False),
+    ],
+)
+def test_what_serves_was_gone_back_to_by_the_newest_run_that_changed_it(records, went_back) -> None:
+    assert gone_back(records) is went_back
