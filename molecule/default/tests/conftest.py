@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 SCENARIO = Path(__file__).resolve().parents[1]
 CONTAINERS = PROJECT / "build" / "containers"
 sys.path.insert(0, str(PROJECT / "molecule" / "support"))
-pytest.register_assert_rewrite("machine", "disclosure")
+pytest.register_assert_rewrite("machine", "disclosure", "recorded")
 
 from machine import Machine
 from seen import backups

@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 SCENARIO = Path(__file__).resolve().parents[1]
 CONTAINERS = PROJECT / "build" / "containers-rollback"
 sys.path.insert(0, str(PROJECT / "molecule" / "support"))
-pytest.register_assert_rewrite("machine", "steps")
+pytest.register_assert_rewrite("machine", "recorded", "steps")
 
 from machine import Machine
 from postgresql import SIGNALS, Server
@@ -52,8 +52,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash[TIMES]:
         terminalreporter.section("how long the ways back took")
-        for engine, name, seconds, limit in config.stash[TIMES]:
-            terminalreporter.write_line(f"{seconds:7.1f} s of {limit:4d} s  {name} on {engine}")
+        for engine, name, seconds, limit, load in config.stash[TIMES]:
+            terminalreporter.write_line(
+                f"{seconds:7.1f} s of {limit:4d} s  {name} on {engine}, load {load:.1f} of {os.cpu_count()} cores"
+            )
 
 
 class Site(Machine):
@@ -161,7 +163,7 @@ def timed(request: pytest.FixtureRequest, site: Site) -> Callable[[str, float, i
     """Note how long a way back took against what a runbook allows for it, in seconds."""
 
     def note(name: str, seconds: float, limit: int) -> None:
-        request.config.stash[TIMES].append((site.engine, name, seconds, limit))
+        request.config.stash[TIMES].append((site.engine, name, seconds, limit, os.getloadavg()[0]))
         assert seconds < limit
 
     return note

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from recorded import on_host, unlike_schema
 
 SCENARIO = Path(__file__).resolve().parents[1]
 ADMIN_NOTE = "0004_adminnote"
@@ -177,6 +178,17 @@ class TestByHand:
         assert again.run.code == 0, str(again.run)
         assert site.records()[0]["decision"]["left_out"]
         after(again, "v2.6")
+        # What the emergency left out is proved later, and what is not as it must be is found.
+        ill = step("rollback", "--tags", "verify", "-e", '{"app_rollback_absent": ["/healthz/"]}')
+        assert ill.run.code == 2
+        assert "expected status 404 or 410, but it was 200" in ill.run.output
+        wrong = '{"app_gates": [{"kind": "command", "name": "regression", "command": ["false"], "moments": ["rollback"]}]}'
+        ill = step("rollback", "--tags", "verify", "-e", wrong)
+        assert ill.run.code == 2
+        assert "regression" in ill.run.output
+        well = step("rollback", "--tags", "verify")
+        assert well.run.code == 0, str(well.run)
+        after(well, "v2.6")
 
     def test_migrations_alone(self, site, step, after):
         deployed = step("deploy", "-e", "version=v2.7")
@@ -206,3 +218,10 @@ class TestByHand:
         timed("restore", done.run.seconds, 1800)
         after(done, serving, restored=True)
         assert site.gone
+
+
+@pytest.mark.short
+def test_every_record_is_as_the_published_schema_has_it(site):
+    records = on_host(site)
+    assert {"deployment", "rollback"} <= {record["kind"] for record in records.values()}
+    assert unlike_schema(records) == []

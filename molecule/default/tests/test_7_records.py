@@ -1,0 +1,28 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all the runs before have recorded: on the host and on the controller, as the published schema has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recorded import in_store, on_host, unlike_schema
+
+# The deployments and rollbacks of the files before this one.
+AT_LEAST = 8
+
+
+def test_every_record_on_the_host_is_as_the_schema_has_it(site):
+    records = on_host(site)
+    assert len(records) >= AT_LEAST
+    assert {record["kind"] for record in records.values()} == {"deployment", "rollback"}
+    assert {"success", "rolled_back", "abandoned"} <= {record["verdict"] for record in records.values()}
+    assert unlike_schema(records) == []
+
+
+def test_the_controller_has_a_copy_of_each_as_the_schema_has_it(site, reports):
+    copies = in_store(reports)
+    assert unlike_schema(copies) == []
+    known = {Path(name).stem for name in copies}
+    assert {Path(name).stem for name in on_host(site)} <= known
