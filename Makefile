@@ -64,7 +64,7 @@ image: $(READY) ## the image of the test hosts
 molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for another than default
 	@mkdir -p build/reports
 	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
-	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql --exclude mariadb --exclude gates --exclude rollback)
+	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql --exclude mariadb --exclude gates --exclude rollback --exclude fleet)
 
 .PHONY: test-postgresql
 test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults

@@ -78,7 +78,8 @@ def enter(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     there = json.loads(path.read_text()) if path.exists() else []
     names = {row["name"] for row in rows}
     kept = [row for row in there if row["name"] not in names]
-    added = [{key: row[key] for key in ("name", "seconds", "floor", "ratio")} for row in rows]
+    kept_keys = ("name", "seconds", "floor", "ratio", "executions")
+    added = [{key: row[key] for key in kept_keys if key in row} for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(kept + added, indent=1) + "\n")

@@ -43,7 +43,7 @@ INVENTORY = BUILD / "inventory.yml"
 # Sockets of ssh's shared connections: in a short directory, because a socket's path has at most 107 bytes.
 CONTROL = Path(tempfile.gettempdir()) / f"runbook-{os.getuid()}-{MARK}{SET and f'-{SET}'}"
 USER = "deploy"
-BOOT_SECONDS = 90
+BOOT_SECONDS = 300
 FIRST_ADDRESS = 10
 # Measured: what systemd needs from a container engine; --privileged is not among it. SYS_PTRACE: root sees whose port it is.
 BOOT_OPTIONS = (

@@ -2,7 +2,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Makes a bare Debian into a machine that boots: systemd as process 1, ssh by key, what a web server needs, database servers, a broker.
+# Makes a bare Debian into a machine that boots: systemd as process 1, ssh by key, what a web server needs, database servers, a broker, a balancer.
 # Runs as root inside a container of the base image; /machine holds the apt settings of the machine that builds.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
@@ -31,7 +31,7 @@ apt-get -q $sources update
 # shellcheck disable=SC2086
 apt-get -q -y $sources --no-install-recommends install \
     systemd systemd-sysv dbus python3 python3-venv git nginx openssh-server sqlite3 procps iproute2 curl \
-    ca-certificates sudo rsync postgresql mariadb-server redis-server libfaketime zstd
+    ca-certificates sudo rsync postgresql mariadb-server redis-server haproxy libfaketime zstd
 apt-get clean
 rm -rf /var/lib/apt/lists/* /usr/sbin/policy-rc.d
 
@@ -65,7 +65,7 @@ MaxStartups 100
 END
 
 # The scenarios that need a server start it; to the others it is a program that nobody runs.
-systemctl disable postgresql.service mariadb.service redis-server.service
+systemctl disable postgresql.service mariadb.service redis-server.service haproxy.service
 
 # The person who deploys: not root, sudo without a password.
 useradd --create-home --shell /bin/bash deploy

@@ -1,0 +1,143 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The fleet as its operator has it, and what must hold of all its hosts together."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fleet_tools import HOSTS, PROJECT, ROOT, WEBS, Load, Run, Running, hosts, until
+
+TAKE_OVER = ("-e", "deployment_take_over=true")
+UNITS = "systemctl list-units --plain --no-legend --all 'goexplorer-fleet-*@*.service'"
+
+
+class Fleet:
+    """Playbooks against all hosts, and all hosts looked at from outside; *directory* takes what runs print."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.number = 0
+        self.all = hosts()
+        self.members = [self.all[name] for name in HOSTS]
+        self.front, self.data = self.all["front1"], self.all["data1"]
+
+    # --- as an operator ---
+
+    def start(self, playbook: str, *words: str) -> Running:
+        """Start a playbook."""
+        self.number += 1
+        return Running(playbook, *words, log=self.directory / f"{self.number:02d}-{playbook}.log")
+
+    def play(self, playbook: str, *words: str) -> Run:
+        """Run a playbook to its end."""
+        return self.start(playbook, *words).wait()
+
+    def good(self, playbook: str, *words: str) -> Run:
+        """Run a playbook that has to succeed."""
+        run = self.play(playbook, *words)
+        assert run.code == 0, run.output[-6000:]
+        return run
+
+    def load(self) -> Load:
+        """A constant load through the balancer."""
+        self.number += 1
+        return Load(self.front.address, self.directory / f"{self.number:02d}-load.jsonl")
+
+    def next(self, run: Run) -> tuple[str, ...]:
+        """The playbook and the words of the first command that a run names for people, without the inventory."""
+        for line in run.block.splitlines():
+            if "ansible-playbook " in line:
+                words = shlex.split(line[line.index("ansible-playbook ") :], comments=True)[1:]
+                kept, skip = [], False
+                for word in words:
+                    if not skip and word != "-i":
+                        kept.append(word)
+                    skip = word == "-i"
+                (book,) = [word for word in kept if word.startswith("playbooks/")]
+                return (Path(book).stem, *(word for word in kept if word != book))
+        raise AssertionError(f"no command for a person:\n{run.block}")
+
+    def reboot(self, name: str) -> None:
+        """Restart a host as a machine reboots."""
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / "tests" / "containers" / "hosts.py"), "reboot", name],
+            env={**os.environ, "RUNBOOK_HOSTS": "fleet"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    # --- seen from outside ---
+
+    def deployed(self) -> bool:
+        """Whether anything was ever deployed."""
+        return any(member.sh(f"readlink {ROOT}/current", check=False) for member in self.members)
+
+    def answer(self) -> dict[str, str]:
+        """The version with which each host answers."""
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(HOSTS, pool.map(lambda member: member.version(), self.members)))
+
+    def balanced(self) -> dict[str, str]:
+        """The state of each web server in the balancer, in HAProxy's own words."""
+        text = self.front.sh(
+            "printf 'show stat\\n' | python3 -c \"import socket, sys; s = socket.socket(socket.AF_UNIX); "
+            "s.connect('/run/haproxy/admin.sock'); s.sendall(sys.stdin.buffer.read()); "
+            "print(b''.join(iter(lambda: s.recv(65536), b'')).decode())\""
+        )
+        rows = csv.DictReader(io.StringIO(text.lstrip("# ")))
+        return {row["svname"]: row["status"] for row in rows if row["svname"] in WEBS}
+
+    def in_balance(self) -> bool:
+        """Whether every web server gets requests."""
+        return self.balanced() == dict.fromkeys(WEBS, "UP")
+
+    def migrations(self) -> list[str]:
+        """Applied migrations of the application, in order."""
+        query = "SELECT name FROM django_migrations WHERE app = 'owner_agreements' ORDER BY id"
+        return self.sql(query).splitlines()
+
+    def sql(self, statement: str) -> str:
+        """What the database answers, asked on its own server."""
+        return self.data.sh(f'runuser -u postgres -- psql -X -q -A -t -d goexplorer -c "{statement}"')
+
+    def whole(self, version: str) -> None:
+        """See that every host serves *version* from one instance, is in the balancer, and has nothing left to do."""
+        until(
+            lambda: self.answer() == dict.fromkeys(HOSTS, version),
+            f"{version} everywhere: {self.answer()}",
+            30,
+        )
+        for member in self.members:
+            assert len(member.instances()) == 1, (member.name, member.instances())
+            units = [line.split() for line in member.sh(UNITS).splitlines()]
+            assert [unit[2] for unit in units if unit[2] != "inactive"] == ["active"], (member.name, units)
+        until(self.in_balance, f"all servers up: {self.balanced()}", 30)
+        run = self.good("status")
+        assert "nothing needs attention." in run.block, run.block
+        for name in HOSTS:
+            assert f"  {name}" in run.block and version in run.block
+
+    def started(self, host: str) -> float:
+        """When the unit that runs on a host was started, on the clock of `time.time`."""
+        unit = self.all[host].sh(f"{UNITS} | awk '$3 == \"active\" {{print $1}}'")
+        moment = self.all[host].sh(f"systemctl show -P InactiveExitTimestampMonotonic {unit}")
+        return int(moment) / 1e6 + time.time() - time.monotonic()
+
+    def asked(self, host: str) -> list[tuple[str, str, str]]:
+        """Who asked the instance that runs on a host, in order: (path, status, program)."""
+        unit = self.all[host].sh(f"{UNITS} | awk '$3 == \"active\" {{print $1}}'")
+        lines = self.all[host].sh(f"journalctl -q -o cat -u {unit}").splitlines()
+        return [tuple(line.split(maxsplit=3)[1:]) for line in lines if line.startswith("asked ")]

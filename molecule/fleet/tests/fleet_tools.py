@@ -1,0 +1,317 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an operator of a fleet has, and what an observer sees of it: hosts from outside, and each visitor's answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[3]
+SCENARIO = PROJECT / "molecule" / "fleet"
+CONTAINERS = PROJECT / "build" / "containers-fleet"
+LOAD = Path(__file__).with_name("load.py")
+ROOT = "/srv/goexplorer"
+WEBS = ("web1", "web2", "web3")
+HOSTS = (*WEBS, "worker1")
+# Far more than any of these runs takes; a run that hangs is a defect to be seen.
+RUN_SECONDS = 1800
+RATE, CONNECTIONS = 75, 15
+# The environments of processes, without the shell that looks.
+INSTANCES = r"""for p in /proc/[0-9]*; do tr '\0' '\n' < $p/environ 2>/dev/null | sed -n 's/^RUNBOOK_DEPLOYMENT=//p'; done"""
+SERVING = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8001/healthz/', timeout=10).headers['X-Goexplorer-Version'])"
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """Wait until a condition holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.1)
+
+
+class Host:
+    """One host, looked at from outside."""
+
+    def __init__(self, name: str, address: str, container: str) -> None:
+        self.name, self.address, self.container = name, address, container
+
+    def command(self, script: str) -> list[str]:
+        return ["docker", "exec", self.container, "sh", "-c", script]
+
+    def sh(self, script: str, check: bool = True) -> str:
+        """What *script* prints, run by root inside."""
+        done = subprocess.run(
+            self.command(script), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"{self.name}: {script!r} ended with {done.returncode}: {done.stderr}{done.stdout}"
+            )
+        return done.stdout.strip()
+
+    def version(self) -> str:
+        """The version that answers on this host, or what came instead."""
+        if self.name.startswith("worker"):
+            return self.sh(f'python3 -c "{SERVING}"', check=False)
+        get = f"curl -s -o /dev/null -D - -m 10 -H 'Host: {self.address}' http://127.0.0.1/healthz/"
+        found = self.sh(get, check=False)
+        named = re.search(r"^x-goexplorer-version: (\S+)", found, re.IGNORECASE | re.MULTILINE)
+        return named.group(1) if named and " 200 " in found.splitlines()[0] else found[:200]
+
+    def instances(self) -> set[str]:
+        """The deployments whose processes run."""
+        return set(self.sh(INSTANCES).split())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records, oldest first."""
+        names = self.sh(f"ls {ROOT}/deployments/*-????.json", check=False).split()
+        return [json.loads(self.sh(f"cat {name}")) for name in names]
+
+    def cut(self) -> None:
+        """Take the network away; nothing inside is told."""
+        self.sh("ip link set eth0 down")
+
+    def heal(self) -> None:
+        """Give the network back and wait until ssh answers."""
+        self.sh("ip link set eth0 up; systemctl start ssh")
+
+        def answers() -> bool:
+            with socket.socket() as stream:
+                stream.settimeout(2)
+                return stream.connect_ex((self.address, 22)) == 0
+
+        until(answers, f"{self.name} answers on port 22")
+
+    @contextmanager
+    def when(self, condition: str, action: str):
+        """Run *action* inside the moment that the shell's *condition* is true; heal the host at the end.
+
+        It is watched from inside, so that nothing lies between what is seen and what is done.
+        """
+        mark = f"/tmp/.watch-{time.monotonic_ns()}"
+        loop = f"touch {mark}; while [ -e {mark} ]; do if {condition}; then {action}; exit 0; fi; sleep 0.02; done; exit 3"
+        with subprocess.Popen(self.command(loop), stdin=subprocess.DEVNULL) as watcher:
+            try:
+                yield watcher
+                assert watcher.poll() == 0, f"{self.name}: {condition} did not come true"
+            finally:
+                self.sh(f"rm -f {mark}", check=False)
+                watcher.wait(60)
+                self.heal()
+
+
+def phase_runs(phase: str) -> str:
+    """A shell condition: the newest record of this host says that *phase* has begun and not ended."""
+    running = f'"phase":"{phase}","result":{{}},"seconds":null,"state":"running"'
+    return f"cat $(ls {ROOT}/deployments/*-????.json | tail -1) 2>/dev/null | tr -d ' \\n' | grep -qF '{running}'"
+
+
+def hosts() -> dict[str, Host]:
+    """Every host of the scenario by name."""
+    groups = yaml.safe_load((CONTAINERS / "inventory.yml").read_text(encoding="utf-8"))["all"]["children"]
+    return {
+        name: Host(name, found["ansible_host"], found["test_container"])
+        for group in groups.values()
+        for name, found in group["hosts"].items()
+    }
+
+
+class Run(NamedTuple):
+    """What a playbook left."""
+
+    title: str
+    code: int
+    output: str
+    begun: float
+    ended: float
+
+    @property
+    def block(self) -> str:
+        """The block that a person reads, from the verdict on."""
+        found = list(
+            re.finditer(
+                r"^(?:(?:deployment|rollback) \S+ of )?goexplorer \(fleet\).*", self.output, re.MULTILINE
+            )
+        )
+        text = self.output[found[-1].start() :] if found else self.output[-3000:]
+        return re.split(r"\n(?: +failed on |PLAY RECAP|TASK \[|\[ERROR)", text)[0].rstrip()
+
+    def __str__(self) -> str:
+        return f"[{self.ended - self.begun:5.1f} s, exit code {self.code}] {self.title}\n{self.block}"
+
+
+class Running:
+    """A playbook that runs, as an operator has started it."""
+
+    def __init__(self, playbook: str, *words: str, log: Path) -> None:
+        self.title = " ".join((playbook, *words))
+        self.log = log
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), f"playbooks/{playbook}.yml"]
+        command += ["-i", str(CONTAINERS / "inventory.yml"), "-i", str(SCENARIO / "inventory"), *words]
+        # What a login of the operator has; molecule's own settings are not part of it.
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("ANSIBLE_", "MOLECULE_"))
+        }
+        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+        self.begun = time.time()
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=PROJECT,
+                env={**kept, "PATH": path, "ANSIBLE_NOCOLOR": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> Run:
+        """Wait for its end, and print what a person reads."""
+        try:
+            code = self.process.wait(RUN_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise AssertionError(f"{self.title} hung:\n{self.log.read_text()[-3000:]}") from None
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        run = Run(self.title, code, text, self.begun, time.time())
+        print(f"\n{run}", flush=True)
+        return run
+
+
+class Answer(NamedTuple):
+    """What one request got; see load.py."""
+
+    at: float
+    seconds: float
+    kind: str
+    status: int
+    version: str
+    server: str
+    error: str
+
+
+class Load:
+    """A constant load on the site, and what was seen of it."""
+
+    def __init__(self, address: str, path: Path) -> None:
+        self.address, self.path = address, path
+        self.rows: list[Answer] = []
+
+    def __enter__(self) -> Load:
+        words = [sys.executable, str(LOAD), self.address, str(RATE), str(CONNECTIONS), str(self.path)]
+        self.begun = time.time()
+        self.process = subprocess.Popen(words)
+        # The same load for some seconds without a deployment: what the machine does by itself.
+        time.sleep(8)
+        self.read()
+        assert self.answers, "no answer within 8 s"
+        self.switched = time.time()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        time.sleep(2)
+        self.process.terminate()
+        self.process.wait(60)
+        self.ended = time.time()
+        self.read()
+
+    def read(self) -> None:
+        """Take what was written so far; a row that is being written waits."""
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
+        self.rows = [Answer(*json.loads(line)) for line in lines]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """What visitors got, in the order of sending."""
+        return sorted(row for row in self.rows if row.kind not in ("balancer", "late"))
+
+    @property
+    def failed(self) -> list[str]:
+        """Requests that did not get their page."""
+        return [
+            f"{row.at - self.begun:.1f} s: {row.server or 'nobody'} {row.status} {row.error}"
+            for row in self.answers
+            if row.status != 200
+        ]
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return len(self.answers) / (self.ended - self.begun)
+
+    def slow(self, limit: float = 1.0) -> list[Answer]:
+        """Answers of visitors that took longer than *limit* seconds."""
+        return [row for row in self.answers if row.seconds > limit]
+
+    def slow_by_switch(self, limit: float = 1.0) -> list[Answer]:
+        """Those of the slow answers during which the machine itself did not stand still.
+
+        It stood still where the balancer's own answer took long, or this program was waked late, at the same time.
+        """
+        stalls = [row for row in self.rows if row.kind in ("balancer", "late") and row.seconds > limit / 4]
+        return [
+            row
+            for row in self.slow(limit)
+            if row.at >= self.switched
+            and not any(
+                stall.at < row.at + row.seconds and row.at < stall.at + stall.seconds for stall in stalls
+            )
+        ]
+
+    @property
+    def versions(self) -> dict[str, list[str]]:
+        """By server, the versions that answered, in the order of their first answer."""
+        found: dict[str, list[str]] = {}
+        for row in self.answers:
+            seen = found.setdefault(row.server, [])
+            if row.version and row.version not in seen:
+                seen.append(row.version)
+        return found
+
+    def since(self, moment: float) -> set[str]:
+        """The versions of answers to what was sent after *moment*."""
+        return {row.version for row in self.answers if row.version and row.at > moment}
+
+    def __str__(self) -> str:
+        before = [row for row in self.answers if row.at < self.switched]
+        during = [row for row in self.answers if row.at >= self.switched]
+
+        def told(name: str, rows: list[Answer]) -> str:
+            times = sorted(row.seconds for row in rows)
+            return (
+                f"  {name}: {len(rows)} requests, slowest {times[-1]:.2f} s, 99% within {times[int(len(times) * 0.99)]:.2f} s, "
+                f"{sum(second > 1 for second in times)} over 1 s"
+            )
+
+        own = max((row.seconds for row in self.rows if row.kind == "balancer"), default=0)
+        return "\n".join(
+            [
+                f"load: {len(self.answers)} requests, {self.rate:.1f} a second, {len(self.failed)} failed",
+                told("before", before),
+                told("during", during),
+                f"  {len(self.slow_by_switch())} over 1 s by the switch; the balancer's own answers took up to {own:.2f} s",
+                f"  answers by version: {dict(Counter(row.version for row in self.answers if row.version))}",
+                *(f"  {line}" for line in self.failed[:10]),
+            ]
+        )

@@ -1,0 +1,78 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Deployed, upgraded and rolled back under load: no failed request, no slow answer by the switch, no release without its gate."""
+
+from __future__ import annotations
+
+import pytest
+from fleet import Fleet
+from fleet_tools import HOSTS, WEBS, Load
+
+STATIC = "find /srv/goexplorer -path '*static*' -name 'intelligence*.css' -printf '%C@\\n'"
+
+
+def assert_unnoticed(fleet: Fleet, load: Load, before: str, after: str) -> None:
+    """No visitor noticed the switch from one version to the other."""
+    print(load)
+    assert load.failed == []
+    assert load.slow_by_switch() == []
+    assert load.rate >= 50
+    for server in WEBS:
+        # Each host answers with the one, then with the other, and never again with the first.
+        assert load.versions[server] == [before, after]
+    for host in WEBS:
+        requests = fleet.asked(host)
+        programs = [program for _path, _status, program in requests]
+        gate = requests[: programs.index("visitor")]
+        passed = [(path, status) for path, status, program in gate if program not in ("-", "visitor")]
+        # Each check passed twice in a row before the first visitor came.
+        assert passed.count(("/healthz/", "200")) >= 2 and passed.count(("/", "200")) >= 2, (host, gate)
+    # The first host stood alone until it had passed, was in the balancer, and answered visitors.
+    first = min(row.at for row in load.answers if row.version == after)
+    begun = {host: fleet.started(host) for host in HOSTS}
+    assert begun["web1"] < first
+    assert all(begun[host] > first for host in HOSTS if host != "web1"), (first, begun)
+
+
+def test_first_deployment(fleet):
+    fleet.whole("v2.6")
+    assert fleet.migrations()[-1] == "0003_agreementrisksignal"
+    run = fleet.good("status")
+    for name in HOSTS:
+        assert [line for line in run.block.splitlines() if line.split()[:1] == [name]], run.block
+
+
+def test_upgrade(fleet):
+    with fleet.load() as load:
+        fleet.good("deploy", "-e", "version=v2.7")
+    assert_unnoticed(fleet, load, "v2.6", "v2.7")
+    assert fleet.migrations().count("0004_adminnote") == 1
+    # The files that only the new pages name were on every host before any host was restarted.
+    published = [max(float(line) for line in fleet.all[host].sh(STATIC).splitlines()) for host in HOSTS]
+    assert max(published) < min(fleet.started(host) for host in HOSTS), published
+    fleet.whole("v2.7")
+
+
+def test_rollback(fleet):
+    with fleet.load() as load:
+        run = fleet.good("rollback", "-e", "rollback_mode=planned", "-e", "rollback_reason=practice")
+    assert_unnoticed(fleet, load, "v2.7", "v2.6")
+    assert load.since(run.ended) == {"v2.6"}
+    fleet.whole("v2.6")
+
+
+@pytest.mark.parametrize("version", ["broken-health", pytest.param("broken-boot", marks=pytest.mark.long)])
+def test_broken_release_answers_nobody(fleet, version):
+    with fleet.load() as load:
+        run = fleet.play("deploy", "-e", f"version={version}")
+    print(load)
+    assert run.code != 0 and "FAILED, AND TAKEN BACK" in run.block, run.block
+    assert load.failed == [] and load.rate >= 50
+    assert {row.version for row in load.answers if row.version} == {"v2.6"}
+    assert load.slow_by_switch() == []
+    # One host tried it, and no other.
+    assert [
+        name for name in HOSTS if version in str(fleet.all[name].sh("journalctl -q -o cat -t systemd"))
+    ] == []
+    fleet.whole("v2.6")

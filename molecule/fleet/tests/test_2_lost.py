@@ -1,0 +1,130 @@
+# Copyright (c) The runbook.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hosts that reboot, hosts that vanish, sshd that is stopped: the fleet ends with one release, by the command that the run names."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from fleet import TAKE_OVER, Fleet
+from fleet_tools import HOSTS, Run, phase_runs, until
+
+HELD = "BEGIN; LOCK TABLE auth_user IN SHARE ROW EXCLUSIVE MODE;\n"
+UNAPPLIED = (
+    "DROP TABLE owner_agreements_admin_notes; DELETE FROM django_migrations WHERE name = '0004_adminnote'"
+)
+LOST = [
+    pytest.param("release", "web2", marks=pytest.mark.long),
+    pytest.param("backup", "web1", marks=pytest.mark.long),
+    pytest.param("verify", "web1", marks=pytest.mark.long),
+    ("collectstatic", "web3"),
+    ("restart", "web1"),
+    ("restart", "web2"),
+    pytest.param("restart", "worker1", marks=pytest.mark.long),
+]
+
+
+@pytest.fixture
+def serving(fleet: Fleet) -> str:
+    """The one version that the fleet serves before a test, and another one to deploy."""
+    found = set(fleet.answer().values())
+    assert len(found) == 1 and found <= {"v2.6", "v2.7", "v2.8"}, found
+    return found.pop()
+
+
+def other(version: str) -> str:
+    """A version that needs no migration after *version* but for the first upgrade."""
+    return {"v2.6": "v2.7", "v2.7": "v2.8", "v2.8": "v2.7"}[version]
+
+
+def repaired(fleet: Fleet, run: Run) -> None:
+    """Run the command that a failed run names; it has to succeed."""
+    if "STOPPED: A PERSON IS NEEDED" in run.block:
+        fleet.good(*fleet.next(run))
+
+
+def test_reboot_before_and_after_a_switch(fleet, serving):
+    fleet.reboot("web2")
+    fleet.whole(serving)
+    wanted = other(serving)
+    fleet.good("deploy", "-e", f"version={wanted}")
+    fleet.reboot("web3")
+    fleet.reboot("worker1")
+    fleet.whole(wanted)
+
+
+@pytest.mark.parametrize("name", ["web2", pytest.param("web1", marks=pytest.mark.long)])
+def test_reboot_during_the_switch(fleet, serving, name):
+    host = fleet.all[name]
+    deployment = fleet.start("deploy", "-e", f"version={other(serving)}")
+    with host.when(phase_runs("restart"), "true") as watcher:
+        assert watcher.wait(1800) == 0
+        fleet.reboot(name)
+        run = deployment.wait()
+    # Seen after the reboot, before anybody did anything: every host serves exactly one release, the old or the new one.
+    found = until(
+        lambda: [v for v in [fleet.answer()] if set(v.values()) <= {serving, other(serving)}], "answers"
+    )[0]
+    print(f"after the reboot: {found}")
+    if run.code:
+        assert f"{name}" in run.block
+        repaired(fleet, run)
+        fleet.whole(serving)
+    else:
+        fleet.whole(other(serving))
+
+
+@pytest.mark.parametrize(("phase", "name"), LOST)
+def test_host_cut_off(fleet, serving, phase, name):
+    host = fleet.all[name]
+    with host.when(phase_runs(phase), "ip link set eth0 down"):
+        run = fleet.play("deploy", "-e", f"version={other(serving)}")
+        # Seen while it is away: the others are one release again, or were never anything else.
+        others = {member: version for member, version in fleet.answer().items() if member != name}
+    assert run.code != 0 and f"{name} does not answer" in run.block, run.block
+    assert set(others.values()) == {serving}, others
+    assert "STOPPED: A PERSON IS NEEDED" in run.block
+    repaired(fleet, run)
+    fleet.whole(serving)
+
+
+def test_sshd_stopped_in_a_migration(fleet, serving):
+    # As if nobody had ever migrated: the migration is pending again.
+    if serving != "v2.6":
+        fleet.good("rollback", "-e", "rollback_to=v2.6")
+    if "0004_adminnote" in fleet.migrations():
+        fleet.sql(UNAPPLIED)
+    fleet.whole("v2.6")
+    primary = fleet.all["web1"]
+    words = ["docker", "exec", "--interactive", "--user=postgres", fleet.data.container, "psql", "-X", "-q"]
+    with subprocess.Popen([*words, "-d", "goexplorer"], stdin=subprocess.PIPE, text=True) as holder:
+        # The migration waits for somebody who uses a table that it refers to, as long as the test needs.
+        holder.stdin.write(HELD)
+        holder.stdin.flush()
+        waits = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = 'goexplorer'"
+        )
+        until(
+            lambda: "ShareRowExclusiveLock" in fleet.sql("SELECT mode FROM pg_locks WHERE granted"),
+            "the lock",
+        )
+        running = fleet.start("deploy", "-e", "version=v2.7", "-e", "app_migrate_lock_timeout=240")
+        try:
+            until(lambda: fleet.sql(waits) != "0", "the migration waits", 1800)
+            # The server and every connection of it.
+            primary.sh("systemctl stop ssh ssh.socket 2>/dev/null; pkill -KILL -x sshd; true")
+        finally:
+            holder.communicate("ROLLBACK;\n")
+        run = running.wait()
+    applied = until(lambda: fleet.sql(waits) == "0" and fleet.migrations(), "the migration ends", 120)
+    print(f"applied afterwards: {applied[-1]}")
+    primary.heal()
+    assert run.code != 0 and "web1 does not answer" in run.block, run.block
+    assert fleet.answer() == dict.fromkeys(HOSTS, "v2.6")
+    repaired(fleet, run)
+    fleet.whole("v2.6")
+    fleet.good("deploy", "-e", "version=v2.7", *TAKE_OVER)
+    fleet.whole("v2.7")
+    assert fleet.migrations().count("0004_adminnote") == 1
