@@ -71,7 +71,9 @@ class Host:
         """The version that answers on this host, or what came instead."""
         if self.name.startswith("worker"):
             return self.sh(f'python3 -c "{SERVING}"', check=False)
-        get = f"curl -s -o /dev/null -D - -m 10 -H 'Host: {self.address}' http://127.0.0.1/healthz/"
+        # The name by which visitors ask; a host's own address is not one of its web server's names.
+        public = hosts()["front1"].address
+        get = f"curl -s -o /dev/null -D - -m 10 -H 'Host: {public}' http://127.0.0.1/healthz/"
         found = self.sh(get, check=False)
         named = re.search(r"^x-goexplorer-version: (\S+)", found, re.IGNORECASE | re.MULTILINE)
         return named.group(1) if named and " 200 " in found.splitlines()[0] else found[:200]

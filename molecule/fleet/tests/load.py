@@ -50,7 +50,7 @@ class Client:
         """Send one request and write down what came."""
         if self.connection is None:
             self.connection = http.client.HTTPConnection(self.address, 80, timeout=TIMEOUT)
-        headers = {"Host": "site", "User-Agent": "visitor"}
+        headers = {"Host": self.address, "User-Agent": "visitor"}
         if not self.kept:
             headers["Connection"] = "close"
         at, begun = time.time(), time.monotonic()
