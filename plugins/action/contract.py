@@ -30,6 +30,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._deploy_window impo
     parse_windows,
     signatures,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import check_hosts
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import check_balancer_hosts
 from ansible_collections.runbook.deploy.plugins.module_utils._schedulers import beats_apart, check_beats
@@ -67,6 +68,10 @@ class ActionModule(ActionBase):
         errors += self._partial(purpose, variables)
         if not errors and values.get("app_load_balancer"):
             errors = self._load_balancer(values["app_load_balancer"], variables)
+        if not errors and (values.get("app_maintenance") or {}).get("hosts"):
+            errors = check_hosts(
+                values["app_maintenance"], variables["groups"].get("all", []), variables["groups"]
+            )
         if not errors and purpose == "deployment":
             errors = self._one_file_each(values, variables)
         hosts, groups = variables.get("groups", {}).get("app", []), variables.get("groups", {})

@@ -27,11 +27,13 @@ class ActionModule(NormalAction):
         except AnsibleConnectionFailure as error:
             if not self._task.ignore_unreachable:
                 raise
-            host = (task_vars or {}).get("inventory_hostname", "The host")
+            own = (task_vars or {}).get("inventory_hostname", "The host")
+            host = self._task.delegate_to or own
             reason = str(error).strip().rstrip(".") or "no reason given"
             return {
                 "changed": False,
                 "failed": True,
-                "unreachable_host": True,
+                # Of a task for another host, such as a web server in front, this one is not known to be gone.
+                "unreachable_host": host == own,
                 "msg": f"{host} does not answer: {reason}. Its state is unknown.",
             }

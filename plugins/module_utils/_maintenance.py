@@ -12,6 +12,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets as random
 import time
@@ -382,6 +383,25 @@ def _alone(directory: Path) -> Iterator[None]:
         ) from error
 
 
+def note(options: Mapping[str, Any], check_mode: bool, answer: dict[str, Any]) -> dict[str, Any]:
+    """Write into the record what web servers on other hosts showed, which have none; return *answer*.
+
+    :raises Problem: when the record cannot be written.
+    """
+    downtime = options["downtime"] or None
+    try:
+        with open_journal(options["root"], options["record"], check_mode) as journal:
+            with journal.phase("maintenance off" if downtime else "maintenance") as entry:
+                entry["maintenance"] = {"on": not downtime, "by_hand": False}
+                if options["expected"] and not downtime:
+                    entry["maintenance"]["expected"] = math.ceil(options["expected"])
+            if downtime:
+                journal.update(downtime=dict(downtime))
+    except OSError as error:
+        raise of_system(error, options["root"]) from error
+    return {**answer, "downtime": downtime}
+
+
 def perform(given: Mapping[str, Any], check_mode: bool, warn: Callable[[str], None]) -> dict[str, Any]:
     """Do what ``state`` says; return the module's answer.
 
@@ -391,6 +411,8 @@ def perform(given: Mapping[str, Any], check_mode: bool, warn: Callable[[str], No
     options = complete(given)
     state = options["state"]
     directory = Path(options["directory"] or Layout(options["root"]).maintenance)
+    if state == "noted":
+        return note(options, check_mode, Maintenance(options, warn).answer())
     if state == "facts":
         found = Maintenance(options, warn)
         return found.answer(seen={name: one.told() for name, one in found.look().items()})

@@ -16,7 +16,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec i
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 OPTIONS: dict[str, Any] = {
-    "state": {"type": "str", "choices": ["on", "off", "prepared", "facts"], "required": True},
+    "state": {"type": "str", "choices": ["on", "off", "prepared", "facts", "noted"], "required": True},
     "kind": {"type": "str", "choices": ["nginx", "file", "command"], "required": True},
     "root": {"type": "path", "required": True},
     "name": {"type": "str", "required": True},
@@ -48,6 +48,7 @@ OPTIONS: dict[str, Any] = {
     "deployment": {"type": "str", "default": ""},
     "reason": {"type": "str", "default": ""},
     "operator": {"type": "str", "default": ""},
+    "downtime": {"type": "dict"},
     "record": {"type": "dict"},
 }
 RULES: dict[str, Any] = {

@@ -29,15 +29,21 @@ TEXT, NUMBER, WORDS, PATHS, NETWORKS = (
     "a list of addresses or networks such as 10.0.0.0/8",
 )
 COMMON = {
+    "workers": TEXT,
     "expires": NUMBER,
     "retry_after": NUMBER,
     "verify_timeout": NUMBER,
     "probe": TEXT,
     "probe_host": TEXT,
 }
+# Where the page is the web server's on another host than the application's.
+ELSEWHERE = {"hosts": TEXT, "directory": TEXT}
+# What workers and beats do meanwhile: they stand still, or go on.
+WORKERS = ("pause", "keep")
 KINDS: dict[str, dict[str, str]] = {
     "nginx": {
         **COMMON,
+        **ELSEWHERE,
         "allow": NETWORKS,
         "trusted_proxies": NETWORKS,
         "open": PATHS,
@@ -49,7 +55,7 @@ KINDS: dict[str, dict[str, str]] = {
         "nginx": WORDS,
         "pid_file": TEXT,
     },
-    "file": {**COMMON, "path": TEXT},
+    "file": {**COMMON, **ELSEWHERE, "path": TEXT},
     "command": {**COMMON, "command_on": WORDS, "command_off": WORDS},
 }
 NEEDED = {"nginx": (), "file": ("path",), "command": ("command_on", "command_off")}
@@ -125,7 +131,20 @@ def _check_values(value: Mapping[str, Any], when: str, url: str, listen: str) ->
         errors.append(
             f"app_maintenance.expires is {value['expires']}, expected at most {LONGEST} seconds: longer pages are put on again."
         )
-    for key in ("path", "http_file", "server_file"):
+    if value.get("workers", WORKERS[0]) not in WORKERS:
+        errors.append(
+            f"app_maintenance.workers is {value['workers']!r}, expected one of {', '.join(WORKERS)}."
+        )
+    if value.get("directory") and not value.get("hosts"):
+        errors.append(
+            "app_maintenance.directory is given without hosts: on the application's own hosts the directory is maintenance below app_root."
+        )
+    if value.get("hosts") and not value.get("probe"):
+        errors.append(
+            f"app_maintenance has no probe, which hosts ({value['hosts']}) needs: give the address at which each of them asks its own web server, such "
+            "as http://127.0.0.1/."
+        )
+    for key in ("path", "http_file", "server_file", "directory"):
         if value.get(key) and not FILE.match(value[key]):
             errors.append(
                 f"app_maintenance.{key} is {value[key]!r}, expected an absolute path of letters, digits and ._~/@+:-."
@@ -146,6 +165,20 @@ def _check_values(value: Mapping[str, Any], when: str, url: str, listen: str) ->
             "controller has for the web server, or set app_maintenance_when to never."
         )
     return errors
+
+
+def check_hosts(
+    value: Mapping[str, Any], hosts: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return what is wrong with ``app_maintenance.hosts``: it must be a host, or a group with hosts, of the inventory."""
+    name = value.get("hosts")
+    if not name or name in hosts or name == "localhost" or groups.get(name):
+        return []
+    if name in groups:
+        return [f"app_maintenance.hosts is the group {name!r}, which has no host: add the web server to it."]
+    return [
+        f"app_maintenance.hosts is {name!r}, which is neither a host nor a group of this inventory: add it, or correct the name."
+    ]
 
 
 def wanted(when: str, plan: Mapping[str, Any] | None, first: bool = False) -> str:

@@ -81,53 +81,99 @@ def require_beats(settings: Settings, members: Sequence[Member]) -> None:
         )
 
 
-def running_beats(settings: Settings) -> list[Member]:
-    """Return the beats of all instances that run on this host."""
-    return [
-        member for member in discover(settings, None) if member.kind == "beat" and member.status().running
-    ]
+def running(settings: Settings, kinds: Sequence[str]) -> list[Member]:
+    """Return the services of *kinds*, of all instances, that run on this host."""
+    return [member for member in discover(settings, None) if member.kind in kinds and member.status().running]
 
 
-def stop_beats(settings: Settings, check_mode: bool) -> dict[str, Any]:
-    """Stop all beats on this host; return the answer of ``app_beat``.
+def stop_beats(settings: Settings, check_mode: bool, with_workers: bool = False) -> dict[str, Any]:
+    """Stop all beats on this host, and with *with_workers* all workers, when they have no task; return the answer of ``app_beat``.
 
     :raises Problem: when one is left that is not ours to stop.
     """
-    found = running_beats(settings)
+    found = running(settings, ["beat"])
+    workers = running(settings, ["worker"]) if with_workers else []
+    drained: list[dict[str, Any]] = []
     if not check_mode:
         for member in found:
             member.stop()
         require_beats(settings, [])
-    return {"changed": bool(found), "stopped": [str(member) for member in found], "beats": []}
+        drained = end_workers(settings, workers, Member.stop)
+    return {
+        "changed": bool(found or workers),
+        "stopped": [str(member) for member in [*found, *workers]],
+        "beats": [],
+        "workers": [],
+        "drained": drained,
+        "warnings": [],
+    }
 
 
-def start_beats(settings: Settings, check_mode: bool) -> dict[str, Any]:
-    """Start the beats of the live instance, and those alone; return the answer of ``app_beat``.
+def start_beats(settings: Settings, check_mode: bool, with_workers: bool = False) -> dict[str, Any]:
+    """Start the beats of the live instance, and those alone, with *with_workers* its workers before; return the answer of ``app_beat``.
 
-    :raises Problem: when one does not stay up; what was started is stopped then.
+    :raises Problem: when one does not stay up; beats that were started are stopped then.
     """
     deployment = live_deployment(settings.layout)
     instance = read_instance(settings.layout, deployment) if deployment else None
     specs = instance.services if instance else []
-    wanted = [Member(settings, deployment or "", spec, instance) for spec in specs if spec["kind"] == "beat"]
+    kinds = ["worker", "beat"] if with_workers else ["beat"]
+    # Workers first: a beat must not send what nobody takes.
+    wanted = [
+        Member(settings, deployment or "", spec, instance)
+        for kind in kinds
+        for spec in specs
+        if spec["kind"] == kind
+    ]
     names = {str(member) for member in wanted}
-    surplus = [member for member in running_beats(settings) if str(member) not in names]
+    surplus = [member for member in running(settings, kinds) if str(member) not in names]
     down = [member for member in wanted if not member.serves()]
+    drained: list[dict[str, Any]] = []
+    warnings: list[str] = []
     if (surplus or down) and not check_mode:
-        for member in surplus:
+        for member in [member for member in surplus if member.kind == "beat"]:
             member.stop()
-        require_beats(settings, wanted)
-        try:
-            for member in down:
-                member.start()
-                member.gate([], 1)
-            stay_up(wanted, settings.stay_up)
-        except BaseException:
-            for member in down:
-                member.stop()
-            raise
+        drained = end_workers(
+            settings, [member for member in surplus if member.kind == "worker"], Member.stop
+        )
+        require_beats(settings, [member for member in wanted if member.kind == "beat"])
+        warnings = _start(settings, wanted, down)
     return {
         "changed": bool(surplus or down),
         "stopped": [str(member) for member in surplus],
-        "beats": [member.report() for member in wanted],
+        "beats": [member.report() for member in wanted if member.kind == "beat"],
+        "workers": [member.report() for member in wanted if member.kind == "worker"],
+        "drained": drained,
+        "warnings": warnings,
     }
+
+
+def _start(settings: Settings, wanted: Sequence[Member], down: Sequence[Member]) -> list[str]:
+    """Start those of *wanted* that are *down*, in this order, and see that all stay up; return what an operator should know.
+
+    :raises Problem: when one does not; beats that were started are stopped then.
+    """
+    warnings: list[str] = []
+    begun: list[Member] = []
+    try:
+        for kind in ("worker", "beat"):
+            for member in [member for member in down if member.kind == kind]:
+                # One that lives, but was told to take no more tasks, is of no use.
+                if member.unit.exists():
+                    member.stop()
+                begun.append(member)
+                member.start()
+                member.gate([], 1)
+                member.mark_ready()
+            if kind == "worker":
+                # They served before, so that a broker which is away keeps none of them down.
+                workers = [member for member in begun if member.kind == "worker"]
+                warnings = prove_workers(settings, workers, True)[1]
+        stay_up(wanted, settings.stay_up)
+    except BaseException:
+        for member in begun:
+            # A worker that works is not taken away because another one does not.
+            if member.kind == "beat" or not member.works():
+                member.stop()
+        raise
+    return warnings

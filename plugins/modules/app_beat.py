@@ -16,6 +16,7 @@ description:
     all are up, so that exactly one beat ever runs and nothing is sent that nobody takes. M(runbook.deploy.app_service) with
     O(runbook.deploy.app_service#module:beats=apart) leaves that to this module.
   - On a single host M(runbook.deploy.app_service) alone keeps that order.
+  - With O(workers) the workers of the host stand still, too, as they have to while the database is changed under a maintenance page.
 attributes:
   check_mode:
     support: full
@@ -46,17 +47,28 @@ options:
     description:
       - V(stopped) stops the beats of all instances on this host, and fails where another one of the application is left.
       - V(started) starts the beats of the live instance, stops those of others, and fails where one does not stay up.
+      - Where nothing of ours is live, V(started) starts nothing.
     type: str
     choices: [started, stopped]
     required: true
+  workers:
+    description:
+      - Also the workers. They are stopped after the beats, those of Celery when they have finished the tasks that they have, and started before
+        them, and have to answer.
+    type: bool
+    default: false
   start_timeout:
-    description: Seconds a beat may take until it runs.
+    description: Seconds a beat or worker may take until it runs.
     type: float
     default: 60
   stay_up:
-    description: Seconds that a started beat must stay up.
+    description: Seconds that what was started must stay up.
     type: float
     default: 5
+  drain_timeout:
+    description: Seconds that a worker may take to finish its tasks, where its service has no C(drain_timeout); then it is sent TERM.
+    type: float
+    default: 30
   record:
     description: The journal to write to, as M(runbook.deploy.deployment_record) returns it.
     type: dict
@@ -66,6 +78,16 @@ EXAMPLES = r"""
 - name: Stop the beats before the workers of any host
   runbook.deploy.app_beat:
     state: stopped
+    root: /srv/shop
+    name: shop
+    stage: production
+    user: shop
+
+- name: Let nothing of the host touch the database
+  runbook.deploy.app_beat:
+    state: stopped
+    workers: true
+    drain_timeout: 300
     root: /srv/shop
     name: shop
     stage: production
@@ -81,6 +103,16 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+drained:
+  description: What became of the Celery workers that were stopped, as M(runbook.deploy.app_service) returns it.
+  returned: success
+  type: list
+  elements: dict
+workers:
+  description: The workers that run, or should run, on this host, as RV(beats); none without O(workers) or with O(state=stopped).
+  returned: success
+  type: list
+  elements: dict
 stopped:
   description: What was stopped, a text each.
   returned: success
@@ -114,8 +146,10 @@ def main() -> None:
             "stage": {"type": "str", "default": ""},
             "user": {"type": "str"},
             "state": {"type": "str", "choices": ["started", "stopped"], "required": True},
+            "workers": {"type": "bool", "default": False},
             "start_timeout": {"type": "float", "default": 60},
             "stay_up": {"type": "float", "default": 5},
+            "drain_timeout": {"type": "float", "default": 30},
             "record": {"type": "dict"},
         },
         supports_check_mode=True,
@@ -129,16 +163,20 @@ def main() -> None:
         user=options["user"],
         start_timeout=options["start_timeout"],
         stay_up=options["stay_up"],
+        drain_timeout=options["drain_timeout"],
     )
     change = stop_beats if options["state"] == "stopped" else start_beats
     try:
         with open_journal(layout.root, options["record"] or None, module.check_mode, []) as journal:
             if module.check_mode:
-                answer = change(settings, True)
+                answer = change(settings, True, options["workers"])
             else:
-                with journal.phase(f"beats {options['state']}") as entry:
-                    answer = change(settings, False)
+                what = "workers and beats" if options["workers"] else "beats"
+                with journal.phase(f"{what} {options['state']}") as entry:
+                    answer = change(settings, False, options["workers"])
                     entry.update(stopped=answer["stopped"], beats=answer["beats"])
+                    if options["workers"]:
+                        entry.update(workers=answer["workers"], drained=answer["drained"])
     except Problem as problem:
         module.fail_json(**problem.answer())
     except OSError as error:
@@ -148,6 +186,9 @@ def main() -> None:
             evidence="",
         )
     else:
+        for text in [*answer.pop("warnings"), *(one["message"] for one in answer["drained"])]:
+            if text:
+                module.warn(text)
         module.exit_json(**answer)
 
 

@@ -14,7 +14,7 @@ author:
 description:
   - V(on) answers every visitor with 503 and C(Retry-After), programs with JSON, and lets those in O(allow) reach the application. V(off) ends
     it, and says how long it was. V(prepared) only makes nginx know the page, so that V(on) needs no reload, unless O(expected) is
-    longer than O(retry_after). V(facts) tells what is there.
+    longer than O(retry_after). V(facts) tells what is there. V(noted) writes into O(record) what web servers on other hosts showed.
   - With nginx the page is two files that it includes, O(http_file) in its C(http) block and O(server_file) in a C(server) block, and a flag
     that it tests at each request. The files are tested with C(nginx -t), and put back when nginx refuses them.
   - With V(file) a file is written, which the application or the web server looks for; with V(command) two commands of the application run.
@@ -36,7 +36,7 @@ options:
   state:
     description: What is wanted.
     type: str
-    choices: ["on", "off", prepared, facts]
+    choices: ["on", "off", prepared, facts, noted]
     required: true
   kind:
     description: By what it is shown.
@@ -56,7 +56,9 @@ options:
     type: str
     required: true
   directory:
-    description: Directory of the flag, the page and the note who put it on. C(maintenance) below O(root) by default.
+    description:
+      - Directory of the flag, the page and the note who put it on. C(maintenance) below O(root) by default.
+      - On a web server that is no host of the application, which has no O(root), another one has to be given; the one above it has to be there.
     type: path
   user:
     description: User that commands run as; the present one by default.
@@ -171,6 +173,9 @@ options:
     description: Who put it on.
     type: str
     default: ""
+  downtime:
+    description: For V(noted), RV(downtime) of the web server that showed it longest; none where it begins.
+    type: dict
   record:
     description: The record of the deployment that this is a phase of.
     type: dict

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Sequence
 
 PLAYBOOK = re.compile(
-    r"(?<![\w./-])playbooks/(setup|pre_deploy|deploy|rollback|resume|status|history|due|remove|maintenance)\.yml\b"
+    r"(?<![\w./-])playbooks/(setup|pre_deploy|deploy|rollback|resume|status|history|due|remove|maintenance|reload)\.yml\b"
 )
 # `namespace.collection.playbook`, as ansible-playbook takes the playbooks of installed collections.
 INSTALLED = re.compile(r"^([A-Za-z_]\w*\.[A-Za-z_]\w*)\.[\w.]+$")

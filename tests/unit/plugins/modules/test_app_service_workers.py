@@ -22,7 +22,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import remove_tree
 from ansible_collections.runbook.deploy.plugins.module_utils._state import measure_service
-from ansible_collections.runbook.deploy.plugins.modules import app_service
+from ansible_collections.runbook.deploy.plugins.modules import app_beat, app_service
 from celery_host import ONE, PASSWORD, R1, R2, TWO, Shop
 from redis_server import PROGRAM, RedisServer
 
@@ -196,3 +196,24 @@ def test_second_beat_is_refused(shop):
     finally:
         os.killpg(stray.pid, signal.SIGKILL)
         stray.wait()
+
+
+def test_workers_stand_still_and_work_again(shop):
+    """As around a change of the database: nothing is lost meanwhile, and a second time nothing changes."""
+    shop.services = [shop.worker(), shop.beat()]
+    place = {"root": str(shop.root), "name": "shop", "stage": "test", "workers": True, "stay_up": 0.3}
+    # Before anything is live there is nothing to do.
+    assert not shop.run(app_beat, state="started", **place)["changed"]
+    first(shop)
+    preview = shop.run(app_beat, check=True, state="stopped", **place)
+    assert preview["changed"] and shop.running() == {("worker", ONE), ("beat", ONE)}
+    answer = shop.run(app_beat, state="stopped", **place)
+    assert answer["stopped"] == [f"beat of deployment {ONE}", f"worker of deployment {ONE}"], answer
+    assert answer["drained"][0]["drained"] and shop.running() == set()
+    assert not shop.run(app_beat, state="stopped", **place)["changed"]
+    shop.send(("shop.note", "meanwhile", 0))
+    answer = shop.run(app_beat, state="started", start_timeout=60, **place)
+    assert answer["changed"] and answer["workers"][0]["name"] == "worker", answer
+    assert shop.running() == {("worker", ONE), ("beat", ONE)}
+    shop.until(lambda: shop.noted() == [("meanwhile", R1)], "the task that waited")
+    assert not shop.run(app_beat, state="started", **place)["changed"]
