@@ -20,6 +20,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec i
 from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import batches
+from ansible_collections.runbook.deploy.plugins.module_utils._steps import steps_of, verdict_of
 
 
 class ActionModule(ActionBase):
@@ -45,6 +46,8 @@ class ActionModule(ActionBase):
                 "to": {"type": "str", "default": ""},
                 "records": {"type": "list", "elements": "dict", "default": []},
                 "batch": {"type": "raw"},
+                "beats_apart": {"type": "bool", "default": False},
+                "by_hand": {"type": "bool", "default": False},
                 "policy": {"type": "list", "elements": "dict", "default": []},
                 "cures": {"type": "list", "elements": "str", "default": []},
                 "watched": {"type": "bool", "default": False},
@@ -91,6 +94,15 @@ class ActionModule(ActionBase):
         if args["batch"] is not None:
             others = [host for host in args["states"] if host not in plan["revert"]]
             plan["batches"] = [group for group in (others, *batches(plan["revert"], args["batch"])) if group]
+        plan["targets"], plan["steps"] = steps_of(
+            plan,
+            args["states"],
+            args["primary"],
+            undone,
+            named=bool(args["to"]),
+            beats_apart=args["beats_apart"],
+        )
+        plan["verdict"] = verdict_of(plan, args["by_hand"])
         result.update(undone=undone, plan=plan)
         return result
 

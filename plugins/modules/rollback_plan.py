@@ -69,6 +69,14 @@ options:
   batch:
     description: How many hosts go back at a time, as C(app_batch); null for all of them.
     type: raw
+  beats_apart:
+    description: Whether beats are stopped before, and started after, the instances of all hosts.
+    type: bool
+    default: false
+  by_hand:
+    description: Whether an operator asked for it.
+    type: bool
+    default: false
   policy:
     description:
       - Rows of C(name), C(when), C(level) and C(because); the first whose conditions all hold decides. Empty for the collection's own,
@@ -170,6 +178,20 @@ plan:
       description: The hosts in the order in which they go back; those that serve the target already come first.
       type: list
       elements: list
+    targets:
+      description:
+        - What each host goes back to, by its name, with C(release) and C(deployment); empty where it is left with nothing.
+        - A host that never had the target goes back to what it served before. With the level V(flags) it is the release that stays.
+      type: dict
+    verdict:
+      description: The verdict of the run where every step succeeds.
+      type: str
+      sample: rolled_back
+    steps:
+      description:
+        - C(beats_stopped), C(migrations_first), C(restore), C(start), C(beats_started), C(stop) and C(migrations_after), in the order in which they
+          are taken, with C(hosts), where each runs, and C(reason). A step without hosts is not taken. C(start) has C(batches), too.
+      type: dict
 undone:
   description: The record that is undone; with O(to), of everything since.
   returned: when O(forecast=false)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.runbook.deploy.plugins.module_utils._steps import steps_of
 from ansible_collections.runbook.deploy.tests.unit.plugins.modules.balanced_site import (
     HaproxySite,
     Load,
@@ -53,6 +54,8 @@ class Rolling(Fleet):
             "target": {"release": OLD, "deployment": "20260101T000000-0000"},
             "batches": [["one"], ["two"]],
         }
+        state = {"releases": [{"name": OLD}]}
+        plan["targets"], plan["steps"] = steps_of(plan, {"one": state, "two": state}, "one", {})
         return super().run(
             rollback_by_hand=True,
             rollback_root="{{ restart_root }}",
