@@ -20,7 +20,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec i
 from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import batches
-from ansible_collections.runbook.deploy.plugins.module_utils._steps import steps_of, verdict_of
+from ansible_collections.runbook.deploy.plugins.module_utils._steps import refusal, steps_of, verdict_of
 
 
 class ActionModule(ActionBase):
@@ -48,6 +48,8 @@ class ActionModule(ActionBase):
                 "batch": {"type": "raw"},
                 "beats_apart": {"type": "bool", "default": False},
                 "by_hand": {"type": "bool", "default": False},
+                "mode": {"type": "str", "default": ""},
+                "reason": {"type": "str", "default": ""},
                 "policy": {"type": "list", "elements": "dict", "default": []},
                 "cures": {"type": "list", "elements": "str", "default": []},
                 "watched": {"type": "bool", "default": False},
@@ -75,6 +77,12 @@ class ActionModule(ActionBase):
             result["page"] = page_words(args["page"], args["plan"])
             shown = forecast_lines(result["forecast"]) + ([result["page"]] if result["page"] else [])
             Display().display("\n".join(shown))
+            return result
+        refused = (
+            refusal(args["mode"], args["reason"], args["primary"], args["states"]) if args["by_hand"] else ""
+        )
+        if refused:
+            result.update(failed=True, msg=refused)
             return result
         undone = args["record"]
         if args["to"]:

@@ -110,3 +110,20 @@ def verdict_of(plan: Mapping[str, Any], by_hand: bool) -> str:
     if by_hand or plan["level"] == "flags":
         return "success"
     return "abandoned" if plan["level"] == "abandon" and not plan["revert"] else "rolled_back"
+
+
+def refusal(mode: str, reason: str, primary: str, states: Mapping[str, Any]) -> str:
+    """Return why a rollback by hand is not even planned, "" where nothing stands against it.
+
+    :param mode: ``planned``, ``emergency`` or ""; :param reason: the operator's.
+    """
+    if mode not in ("", "planned", "emergency"):
+        return f"rollback_mode is {mode}, expected planned or emergency; nothing was changed."
+    if mode == "planned" and not reason.strip():
+        return "A planned rollback needs a reason, which the record keeps: add -e 'rollback_reason=\"…\"'; nothing was changed."
+    if not states.get(primary):
+        return (
+            f"The primary {primary} does not answer, and only its record says what to go back to: run the rollback again when it "
+            "answers; nothing was changed."
+        )
+    return ""

@@ -74,9 +74,19 @@ options:
     type: bool
     default: false
   by_hand:
-    description: Whether an operator asked for it.
+    description:
+      - Whether an operator asked for it.
+      - It is refused where O(mode) is none, where a planned one has no O(reason), and where the primary, whose record says what to go back to, is silent.
     type: bool
     default: false
+  mode:
+    description: How an operator means it, V(planned) or V(emergency); empty for neither.
+    type: str
+    default: ''
+  reason:
+    description: Why, in the words of the operator.
+    type: str
+    default: ''
   policy:
     description:
       - Rows of C(name), C(when), C(level) and C(because); the first whose conditions all hold decides. Empty for the collection's own,

@@ -10,6 +10,7 @@ import itertools
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils._steps import (
     STARTING,
+    refusal,
     steps_of,
     target_of,
     verdict_of,
@@ -167,3 +168,22 @@ def test_what_is_never_done() -> None:
 )
 def test_the_verdict_of_what_succeeds(level, unknown, revert, by_hand, verdict) -> None:
     assert verdict_of({"level": level, "unknown": unknown, "revert": revert}, by_hand) == verdict
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason", "states", "said"),
+    [
+        ("", "", {"web1": HAS}, ""),
+        ("emergency", "", {"web1": HAS, "web2": None}, ""),
+        ("planned", "slow", {"web1": HAS}, ""),
+        ("planned", "  ", {"web1": HAS}, "needs a reason"),
+        ("quick", "", {"web1": HAS}, "expected planned or emergency"),
+        ("", "", {"web1": None, "web2": HAS}, "The primary web1 does not answer"),
+        ("", "", {}, "The primary web1 does not answer"),
+    ],
+)
+def test_what_is_not_even_planned(mode, reason, states, said) -> None:
+    found = refusal(mode, reason, "web1", states)
+    assert said in found
+    assert bool(found) == bool(said)
+    assert not found or "nothing was changed" in found
