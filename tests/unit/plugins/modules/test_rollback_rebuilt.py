@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils._decision import decide
+from ansible_collections.runbook.deploy.plugins.module_utils._steps import steps_of, verdict_of
 from ansible_collections.runbook.deploy.plugins.modules import deployment_state
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.deployed_host import (
     D1,
@@ -30,13 +31,16 @@ ANOTHER = """
 import contextlib, io, json, sys
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.runbook.deploy.plugins.module_utils._decision import decide
+from ansible_collections.runbook.deploy.plugins.module_utils._steps import steps_of, verdict_of
 from ansible_collections.runbook.deploy.plugins.modules import deployment_state
 answer = io.StringIO()
 with patch_module_args(json.load(sys.stdin)), contextlib.redirect_stdout(answer), contextlib.suppress(SystemExit):
     deployment_state.main()
 state = json.loads(answer.getvalue())["state"]
-plan = decide(record=state["open_record"], states={"web1": state}, primary="web1")
-print(json.dumps({"plan": plan, "verdict": state["open_record"]["verdict"], "target": state["target"]}))
+record = state["open_record"]
+plan = decide(record=record, states={"web1": state}, primary="web1")
+way = [*steps_of(plan, {"web1": state}, "web1", record), verdict_of(plan, False)]
+print(json.dumps({"plan": plan, "way": way, "verdict": record["verdict"], "target": state["target"]}))
 """
 
 
@@ -120,6 +124,9 @@ def test_another_process_knows_verdict_target_and_level(
     assert done.returncode == 0, done.stderr[-3000:]
     other = json.loads(done.stdout)
     assert other["plan"] == json.loads(json.dumps(mine))
+    # What each host goes back to, in which steps, and the verdict that the run has then.
+    way = [*steps_of(mine, {"web1": state}, "web1", record), verdict_of(mine, False)]
+    assert other["way"] == json.loads(json.dumps(way))
     assert (other["verdict"], other["plan"]["target"]["deployment"]) == (None, D1)
     # What a person is told that a rollback leads to is what it leads to.
     assert other["target"] is None or other["target"]["deployment"] == D1
