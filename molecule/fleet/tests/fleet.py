@@ -127,8 +127,10 @@ class Fleet:
         until(self.in_balance, f"all servers up: {self.balanced()}", 30)
         run = self.good("status")
         assert "nothing needs attention." in run.block, run.block
+        # One table has all hosts.
+        rows = [line.split() for line in run.block.splitlines()]
         for name in HOSTS:
-            assert f"  {name}" in run.block and version in run.block
+            assert [row for row in rows if row[:1] == [name] and "yes" in row], run.block
 
     def started(self, host: str) -> float:
         """When the unit that runs on a host was started, on the clock of `time.time`."""

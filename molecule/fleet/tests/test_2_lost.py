@@ -96,7 +96,6 @@ def test_sshd_stopped_in_a_migration(fleet, serving):
         fleet.good("rollback", "-e", "rollback_to=v2.6")
     if "0004_adminnote" in fleet.migrations():
         fleet.sql(UNAPPLIED)
-    fleet.whole("v2.6")
     primary = fleet.all["web1"]
     words = ["docker", "exec", "--interactive", "--user=postgres", fleet.data.container, "psql", "-X", "-q"]
     with subprocess.Popen([*words, "-d", "goexplorer"], stdin=subprocess.PIPE, text=True) as holder:

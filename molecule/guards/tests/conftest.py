@@ -47,6 +47,8 @@ def empty(prepared, tmp_path_factory) -> Site:
 @pytest.fixture(scope="module")
 def site(empty) -> Site:
     """Both hosts serving v2.6."""
-    empty.good("deploy", version="v2.6")
+    run = empty.good("deploy", version="v2.6")
     assert empty.answer() == ["v2.6", "v2.6"]
+    # What a person reads at the end was measured then, on both hosts.
+    assert all(f"{name}    serves v2.6" in run.end for name in ("guard1", "guard2")), run.end
     return empty
