@@ -28,9 +28,12 @@ options:
         choices: [web, worker, beat]
         default: web
       manager:
-        description: What starts it. V(process) needs no service manager, and does not come back after a reboot.
+        description:
+          - What starts it. V(process) needs no service manager, and does not come back after a reboot.
+          - V(compose) is a service of the Compose file in the release, run from the image that M(runbook.deploy.compose_image) wrote down
+            in the release. It has a port or is no web service.
         type: str
-        choices: [systemd, supervisor, process]
+        choices: [systemd, supervisor, compose, process]
         default: systemd
       strategy:
         description:
@@ -55,8 +58,9 @@ options:
           - Its command, split into words as a shell would, but run without one. The first word is looked up in the environment's C(bin).
           - The placeholders C({socket}), C({port}), C({release}), C({environment}), C({deployment}), C({commit}) and C({root}) are
             replaced.
+          - Every service needs one but those with O(services[].manager=compose), whose Compose file or image has it.
         type: str
-        required: true
+        default: ''
       trial:
         description: With O(services[].strategy=restart), whether the new release is first tried at a private address.
         type: bool
@@ -88,6 +92,22 @@ options:
             there for each of its instances.
         type: path
         default: /etc/supervisor/conf.d
+      compose_project:
+        description: With O(services[].manager=compose), the name of the Compose project; by default C(<name>-<stage>).
+        type: str
+        default: ''
+      compose_file:
+        description: With O(services[].manager=compose), the Compose file, relative to the directory in which services start.
+        type: str
+        default: compose.yaml
+      compose_service:
+        description: With O(services[].manager=compose), the service in that file; by default the name of this one.
+        type: str
+        default: ''
+      image:
+        description: With O(services[].manager=compose), its image instead of what the Compose file says; see M(runbook.deploy.compose_image).
+        type: str
+        default: ''
   adopt:
     description: The installation that ran the application before this collection did (C(app_adopt)).
     type: dict

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._application import instance_variables
+from ansible_collections.runbook.deploy.plugins.module_utils._compose import read_images
 from ansible_collections.runbook.deploy.plugins.module_utils._fleet import live_deployment
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import (
     Instance,
@@ -43,6 +44,18 @@ def complete(service: Mapping[str, Any]) -> dict[str, Any]:
             result.pop(key, None)
         elif not os.path.isabs(result[key]):
             raise Problem(f"{where} has the {key} {result[key]!r}: it must be an absolute path.")
+    for key in ("compose_project", "compose_file", "compose_service", "image"):
+        if result["manager"] != "compose":
+            result.pop(key, None)
+    if result["manager"] != "compose" and not result["command"].strip():
+        raise Problem(f"{where} has no command: every service needs one, but those under compose.")
+    if result["manager"] == "compose":
+        # Nobody of the host's Celery reaches a worker by its PID there: it is sent TERM.
+        result["celery"] = ""
+        if result["kind"] == "web" and not result["port"]:
+            raise Problem(
+                f"{where} has no port, and a container is reached by the port that it publishes: add port."
+            )
     if not result["name"] or any(sign in result["name"] for sign in "./@ \n"):
         raise Problem(
             f"{where} has a name that no unit and no file can have: use letters, digits and dashes."
@@ -72,6 +85,15 @@ def new_instance(layout: Layout, options: Mapping[str, Any], environment: Mappin
     :raises Problem: when the release does not exist or the options contradict each other.
     """
     services = [complete(service) for service in options["services"]]
+    images = read_images(layout, options["release"])
+    for service in services:
+        if service["manager"] == "compose":
+            if service["name"] not in images:
+                raise Problem(
+                    f"The release {options['release']!r} does not name the image of service {service['name']!r}: have compose_image make it, "
+                    "as the release phase does."
+                )
+            service["image_id"] = images[service["name"]]["id"]
     names = [service["name"] for service in services]
     if len(set(names)) != len(names):
         raise Problem(f"app_services names a service twice on this host: found {', '.join(sorted(names))}.")

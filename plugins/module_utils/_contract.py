@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from ansible_collections.runbook.deploy.plugins.module_utils._contract_variables import (
     ADOPT,
     ARCHIVE,
+    COMPOSE,
     DATABASE,
     DATABASE_ADMIN,
     ENGINES,
@@ -132,7 +133,7 @@ def check_service(index: int, service: Any, root: str) -> list[str]:
     if not isinstance(service, Mapping):
         return [f"{variable} must be a mapping with name and command, found {service!r}."]
     errors = _keys(variable, service, SERVICE)
-    for key in ("name", "command"):
+    for key in ("name",) if service.get("manager") == "compose" else ("name", "command"):
         if not service.get(key):
             errors.append(f"{variable} has no {key}: every service needs one.")
     errors += [
@@ -149,6 +150,13 @@ def check_service(index: int, service: Any, root: str) -> list[str]:
     full = complete_service(service)
     if not NAME.match(name):
         errors.append(f"{variable}.name is {name!r}: use lower-case letters, digits and dashes, at most 31.")
+    if full["manager"] == "compose":
+        return errors + part("_compose_spec").check(variable, service, full)
+    errors += [
+        f"{variable}.{key} is there, but only manager: compose looks at it: remove it."
+        for key in COMPOSE
+        if key in service
+    ]
     if full["kind"] != "web":
         if service.get("strategy", "restart") != "restart":
             errors.append(
@@ -189,15 +197,16 @@ def complete_service(service: Mapping[str, Any]) -> dict[str, Any]:
         "strategy": service.get("strategy", strategy),
         "bind": bind if kind == "web" else "none",
         "port": service.get("port", 0),
-        "command": service["command"],
+        "command": service.get("command", ""),
         "trial": service.get("trial", True),
         "groups": list(service.get("groups", [])),
         "stop_timeout": service.get("stop_timeout", 30),
         "celery": service.get("celery"),
         "drain_timeout": service.get("drain_timeout"),
     }
-    if result["manager"] == "supervisor":
-        result.update({key: service.get(key, default) for key, default in SUPERVISOR.items()})
+    for manager, keys in (("supervisor", SUPERVISOR), ("compose", COMPOSE)):
+        if result["manager"] == manager:
+            result.update({key: service.get(key, default) for key, default in keys.items()})
     return result
 
 
@@ -275,6 +284,12 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
             "as a list of words, or remove it."
         )
     errors += check_flags(values["app_flags"], [name for name in names if name])
+    reloaded = (values["app_flags"].get("store") or {}).get("reload")
+    errors += [
+        f"app_flags.store.reload is {reloaded!r}, a container, which reads its variables only when it is made: remove it."
+        for service in values["app_services"]
+        if reloaded and service.get("name") == reloaded and service.get("manager") == "compose"
+    ]
     errors += check_signals(values["app_environment"])
     errors += check_policy(values["app_rollback_policy"])
     errors += check_absent(values["app_rollback_absent"], values["app_url"])

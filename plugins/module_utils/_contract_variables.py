@@ -232,15 +232,20 @@ SERVICE = {
     "drain_timeout": "int",
     "supervisor_config": "str",
     "supervisor_include": "str",
+    "compose_project": "str",
+    "compose_file": "str",
+    "compose_service": "str",
+    "image": "str",
 }
 # Where a supervisord is, as Debian installs it.
 SUPERVISOR = {
     "supervisor_config": "/etc/supervisor/supervisord.conf",
     "supervisor_include": "/etc/supervisor/conf.d",
 }
+COMPOSE = {"compose_project": "", "compose_file": "compose.yaml", "compose_service": "", "image": ""}
 SERVICE_CHOICES = {
     "kind": ("web", "worker", "beat"),
-    "manager": ("systemd", "supervisor", "process"),
+    "manager": ("systemd", "supervisor", "compose", "process"),
     "strategy": ("blue_green", "restart", "reload"),
     "bind": ("socket", "port"),
 }

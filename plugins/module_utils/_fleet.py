@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.module_utils._compose_engine import application_containers
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import (
     START_ORDER,
     TRIAL,
@@ -233,6 +234,9 @@ def discover(settings: Settings, target: Instance | None) -> list[Member]:
                 units[service, deployment] = "systemd"
     programs = supervised(settings, wanted, {deployment for _service, deployment in running})
     units.update(dict.fromkeys(programs, "supervisor"))
+    if any(spec["manager"] == "compose" for instance in wanted for spec in instance.services):
+        containers = {(entry.service, entry.deployment) for entry in application_containers(layout)}
+        units.update(dict.fromkeys(containers, "compose"))
     result = []
     for service, deployment in sorted(running | set(units)):
         base = instances.get(deployment.replace(TRIAL, ""))

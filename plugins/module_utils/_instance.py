@@ -177,6 +177,11 @@ def supervisor_file(layout: Layout, deployment: str) -> Path:
     return layout.instances / f"{deployment}.supervisor"
 
 
+def overlay_file(layout: Layout, deployment: str, service: str) -> Path:
+    """Return the file that is laid over the release's Compose file for *service* of an instance (0600, secret)."""
+    return layout.instances / f"{deployment}.{service}.compose.yaml"
+
+
 def owner_group(user: str | None) -> int:
     """Return the group that may read the instance's files: that of *user*; -1 (as it is) without a user."""
     return pwd.getpwnam(user).pw_gid if user else -1
@@ -234,7 +239,8 @@ class Instance:
 
         :raises Problem: when a socket's path is too long or a command cannot be understood.
         """
-        texts = {name: self.launcher(service) for name, service in self._named().items()}
+        named = {name: service for name, service in self._named().items() if service["manager"] != "compose"}
+        texts = {name: self.launcher(service) for name, service in named.items()}
         make_directory(self.layout.instances, 0o750, user)
         group = owner_group(user)
         write_atomic(
@@ -254,7 +260,9 @@ class Instance:
         return {service["name"]: service for service in self.services}
 
     def words(self, service: Mapping[str, Any]) -> list[str]:
-        """Return the command of *service* as it is run."""
+        """Return the command of *service* as it is run; nothing of a container, which has its own."""
+        if service["manager"] == "compose":
+            return []
         environment = self.document.get("environment_path")
         binaries = Path(environment) / "bin" if environment else None
         return command_words(service["command"], self.placeholders(service), binaries)
@@ -278,7 +286,9 @@ class Instance:
 
     def trial(self, service: Mapping[str, Any], port: int) -> Instance:
         """Return an instance of *service* alone at a private address: its own socket, or the free *port*."""
-        private = {**service, "port": port} if service["bind"] == "port" else dict(service)
+        private = dict(service)
+        if service["bind"] == "port":
+            private.update(port=port, public_port=service["port"])
         return Instance(
             self.layout,
             self.deployment + TRIAL,
@@ -291,6 +301,7 @@ class Instance:
         paths = [self.layout.instance_file(self.deployment), boot_file(self.layout, self.deployment)]
         paths.append(supervisor_file(self.layout, self.deployment))
         paths += [self.layout.launcher(self.deployment, name) for name in self._named()]
+        paths += [overlay_file(self.layout, self.deployment, name) for name in self._named()]
         paths.append(self.layout.environment_file(self.deployment))
         for path in paths:
             with contextlib.suppress(FileNotFoundError):

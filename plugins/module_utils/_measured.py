@@ -41,7 +41,9 @@ def mismatches(state: Mapping[str, Any], expect: Mapping[str, Any]) -> list[str]
         wrong.append(f"after a reboot {current.get('deployment') or 'nothing'} would be started")
     for service in state["services"]:
         name = service["name"]
-        if service["foreign"]:
+        if service.get("wrong_image"):
+            wrong.append(service["wrong_image"])
+        elif service["foreign"]:
             wrong.append(f"the address of {name} is held by {service['foreign']}")
         elif service["answers"] is False:
             wrong.append(f"{name} does not answer")

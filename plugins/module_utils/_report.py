@@ -66,6 +66,8 @@ def host_sentence(state: Mapping[str, Any] | None) -> str:
 def service_sentence(service: Mapping[str, Any]) -> str:
     """Return what is true of one service in words; only a web service answers, the others run."""
     name = service["name"]
+    if service.get("wrong_image"):
+        return str(service["wrong_image"])
     if service.get("foreign"):
         return f"the address of {name} is held by {service['foreign']}"
     if service.get("answers") is None:
@@ -382,7 +384,7 @@ def status(facts: Mapping[str, Any]) -> list[str]:
             services = [service for service in services if service.get("running") or service.get("foreign")]
         for service in services:
             up = service.get("answers") if service.get("answers") is not None else service.get("running")
-            up = up and not service.get("foreign")
+            up = up and not service.get("foreign") and not service.get("wrong_image")
             rows.append(
                 (
                     host,

@@ -21,6 +21,7 @@ from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _paused, _processes
 from ansible_collections.runbook.deploy.plugins.module_utils._command import last_words, redact
+from ansible_collections.runbook.deploy.plugins.module_utils._compose import ComposeUnit
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import FAIL, PASS, check_result, until
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import Instance, has_socket
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
@@ -178,6 +179,8 @@ class Member:
         """
         if self.instance is None:
             raise Problem(f"The files of {self} are gone, so it cannot be started: deploy its version again.")
+        if isinstance(self.unit, ComposeUnit):
+            self.unit.clear_way()
         if self.kind == "web" and self.spec["bind"] == "port":
             self._require_free_port()
         self._begun = time.monotonic()
@@ -232,6 +235,8 @@ class Member:
 
         :raises Problem: when somebody else listens there.
         """
+        if isinstance(self.unit, ComposeUnit):
+            return self.unit.listens()
         if self.kind != "web":
             return ""
         if self.socket is not None:
@@ -413,6 +418,7 @@ class Member:
         """Return the service's entry in the module's answer."""
         status = self.status()
         return {
+            **({"image": self.unit.shown} if isinstance(self.unit, ComposeUnit) else {}),
             "name": self.service,
             "kind": self.kind,
             "manager": self.unit.manager,
@@ -427,15 +433,16 @@ class Member:
 
 def make_unit(
     settings: Settings, spec: Mapping[str, Any], deployment: str
-) -> ProcessUnit | SystemdUnit | SupervisorUnit:
+) -> ProcessUnit | SystemdUnit | SupervisorUnit | ComposeUnit:
     """Return what starts and stops the service *spec* of *deployment*."""
     service = str(spec["name"])
     if spec["manager"] == "systemd":
         return SystemdUnit(unit_name(settings.name, settings.stage, service, deployment), service)
+    application = (settings.name, settings.stage)
+    if spec["manager"] == "compose":
+        return ComposeUnit(settings.layout, application, spec, deployment, settings.user)
     if spec["manager"] == "supervisor":
-        application = (settings.name, settings.stage)
-        timeout = float(spec.get("stop_timeout") or 0)
-        place = place_of(spec)
+        place, timeout = place_of(spec), float(spec.get("stop_timeout") or 0)
         return SupervisorUnit(
             settings.layout, application, service, deployment, settings.user, place, timeout
         )

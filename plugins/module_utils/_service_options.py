@@ -13,11 +13,15 @@ from typing import Any
 SERVICE: dict[str, Any] = {
     "name": {"type": "str", "required": True},
     "kind": {"type": "str", "choices": ["web", "worker", "beat"], "default": "web"},
-    "manager": {"type": "str", "choices": ["systemd", "supervisor", "process"], "default": "systemd"},
+    "manager": {
+        "type": "str",
+        "choices": ["systemd", "supervisor", "compose", "process"],
+        "default": "systemd",
+    },
     "strategy": {"type": "str", "choices": ["blue_green", "restart", "reload"]},
     "bind": {"type": "str", "choices": ["socket", "port", "none"]},
     "port": {"type": "int", "default": 0},
-    "command": {"type": "str", "required": True},
+    "command": {"type": "str", "default": ""},
     "trial": {"type": "bool", "default": True},
     "groups": {"type": "list", "elements": "str", "default": []},
     "stop_timeout": {"type": "int", "default": 30},
@@ -25,6 +29,10 @@ SERVICE: dict[str, Any] = {
     "drain_timeout": {"type": "int"},
     "supervisor_config": {"type": "path", "default": "/etc/supervisor/supervisord.conf"},
     "supervisor_include": {"type": "path", "default": "/etc/supervisor/conf.d"},
+    "compose_project": {"type": "str", "default": ""},
+    "compose_file": {"type": "str", "default": "compose.yaml"},
+    "compose_service": {"type": "str", "default": ""},
+    "image": {"type": "str", "default": ""},
 }
 ADOPT: dict[str, Any] = {
     "path": {"type": "str"},

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
 from ansible_collections.runbook.deploy.plugins.module_utils._bounded import Unrunnable, excerpt, run_bounded
 from ansible_collections.runbook.deploy.plugins.module_utils._command import last_words, redact
+from ansible_collections.runbook.deploy.plugins.module_utils._compose import ComposeUnit
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import (
     has_socket,
     linked_deployment,
@@ -254,11 +255,49 @@ class Supervised:
         return self._unit.tail(LOG_LINES)
 
 
+class Contained:
+    """A service of ``app_services`` under the manager ``compose``."""
+
+    manager = "the container engine"
+
+    def __init__(self, unit: ComposeUnit) -> None:
+        self._unit = unit
+        self.place = unit.name
+        self.repeat = shlex.join(
+            ["docker", "compose", "-p", unit.place.project, "ps", "-a", unit.place.service]
+        )
+
+    def state(self, left: float) -> State:
+        """Return what the engine says.
+
+        :raises Unseen: when it does not answer.
+        """
+        if left <= 0:
+            raise Unseen("no time was left to ask", late=True)
+        try:
+            found = self._unit.status()
+        except Problem as problem:
+            raise Unseen(problem.message.rstrip(".")) from problem
+        if found.running and found.pid and found.started is not None:
+            # Whose port it is, the engine knows: on the host it listens itself.
+            return State(found.pid, found.started, found.restarts, "", self._unit.listens())
+        return State(0, 0, found.restarts, "", found.detail)
+
+    def owns(self, pid: int) -> bool:
+        """Return whether *pid* carries its name in its environment."""
+        return self._unit.owns(pid)
+
+    def tail(self, left: float) -> str:
+        """Return the last lines of its log."""
+        del left
+        return self._unit.tail(LOG_LINES)
+
+
 class Target(NamedTuple):
     """What is looked at, and what is expected of it besides its check: ``release`` and ``listens`` of an own service;
     ``secrets`` are left out of its log."""
 
-    service: Unit | PidFile | Own | Supervised
+    service: Unit | PidFile | Own | Supervised | Contained
     release: str | None
     listens: list[int | str]
     secrets: list[str]
@@ -299,7 +338,7 @@ def find(check: Check, root: str | None, user: str | None, secrets: Sequence[str
     if user and not known_user(user):
         raise Unseen(f"the user {user!r} does not exist on this host")
     document = instance.document
-    service: Unit | Own | Supervised
+    service: Unit | Own | Supervised | Contained
     if spec["manager"] == "systemd":
         service = Unit(
             unit_name(
@@ -311,12 +350,15 @@ def find(check: Check, root: str | None, user: str | None, secrets: Sequence[str
         service = Supervised(
             SupervisorUnit(layout, application, check.value, deployment, user, place_of(spec))
         )
+    elif spec["manager"] == "compose":
+        application = (str(document.get("name") or ""), str(document.get("stage") or ""))
+        service = Contained(ComposeUnit(layout, application, spec, deployment, user))
     else:
         service = Own(ProcessUnit(layout, check.value, deployment, user))
     listens = list(check.listens)
     if has_socket(spec):
         listens.append(str(layout.socket(check.value, deployment)))
-    elif spec["kind"] == "web" and spec.get("port"):
+    elif spec["kind"] == "web" and spec.get("port") and spec["manager"] != "compose":
         listens.append(int(spec["port"]))
     wanted = check.release if check.release not in (None, CURRENT) else instance.release
     return Target(service, wanted, listens, [*secrets, *instance.secrets], check.log)

@@ -201,7 +201,17 @@ def measure(
     releases = list_releases(layout, [record.get("release") or "" for record in records])
     complete = {release["name"] for release in releases if release["complete"]}
     found = processes.application_processes(layout.root) if exists else []
-    measured = [measure_service(layout, service, found) for service in services]
+    contained: dict[str, dict[str, Any]] = {}
+    if any(service.get("manager") == "compose" for service in services):
+        # Only here: other hosts do not pay for the import.
+        from ansible_collections.runbook.deploy.plugins.module_utils import _compose_state
+
+        composed = [service for service in services if service.get("manager") == "compose"]
+        contained, missing = _compose_state.measure(layout, composed)
+        problems += [facts.fact("compose_missing", missing)] if missing else []
+    measured = [
+        contained.get(service["name"]) or measure_service(layout, service, found) for service in services
+    ]
     problems += [
         facts.fact(
             "address_taken",
