@@ -10,17 +10,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ansible_collections.runbook.deploy.plugins.module_utils._command import Finished, last_words, run
+from ansible_collections.runbook.deploy.plugins.module_utils._command import (
+    DEFAULT_PATH,
+    Finished,
+    last_words,
+    run,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # The engine answers at once; one that hangs must not hang us.
 ASK = 30.0
 LABEL = "runbook.deploy."
+# Its release notes: --progress as an option of all commands.
+OLDEST = (2, 20)
 
 
 class Place(NamedTuple):
@@ -104,6 +112,11 @@ def docker(*arguments: str, timeout: float = ASK) -> Finished:
 
     :raises Problem: where there is no engine, or it does not answer.
     """
+    if shutil.which("docker", path=DEFAULT_PATH) is None:
+        raise Problem(
+            "There is no docker command on this host, which manager: compose needs: install Docker and Compose 2 (Debian: docker.io and "
+            "docker-compose, from trixie on), or choose another manager in app_services."
+        )
     answer = run(["docker", *arguments], timeout=timeout)
     if answer.timed_out or (
         answer.rc != 0 and re.search(r"docker daemon|docker API|docker\.sock", answer.stderr)
@@ -140,12 +153,19 @@ def compose(
     return answer
 
 
-def no_compose() -> Problem:
-    """Return the Problem of a host without Compose v2."""
+def no_compose(found: str = "") -> Problem:
+    """Return the Problem of a host without a Compose that is recent enough; *found* is the version that it has."""
+    has = f"has Compose {found}" if found else "has no Compose"
     return Problem(
-        "The docker command of this host has no Compose of version 2, which manager: compose needs: install it (Debian: "
+        f"The docker command of this host {has}, and manager: compose needs {OLDEST[0]}.{OLDEST[1]} or later: install it (Debian: "
         "docker-compose, from trixie on), or choose another manager in app_services."
     )
+
+
+def is_recent(version: str) -> bool:
+    """Return whether Compose of this *version*, such as ``2.26.1-4`` or ``v2.40.0``, has all that is used here."""
+    found = re.match(r"v?(\d+)\.(\d+)", version)
+    return found is not None and (int(found.group(1)), int(found.group(2))) >= OLDEST
 
 
 def require_engine() -> None:
@@ -155,8 +175,9 @@ def require_engine() -> None:
     """
     docker("version", "--format", "{{.Server.Version}}")
     answer = run(["docker", "compose", "version", "--short"], timeout=ASK)
-    if answer.rc != 0 or not answer.stdout.strip().lstrip("v").startswith(tuple("23456789")):
-        raise no_compose()
+    version = answer.stdout.strip() if answer.rc == 0 else ""
+    if not is_recent(version):
+        raise no_compose(version)
 
 
 def find_containers(*labels: str, port: int = 0) -> list[Container]:

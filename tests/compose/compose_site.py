@@ -53,7 +53,12 @@ COMPOSE: dict[str, Any] = {
             "ports": ["127.0.0.1:${RUNBOOK_PORT}:8000"],
             "volumes": ["${RUNBOOK_ROOT}/shared:${RUNBOOK_ROOT}/shared"],
             "healthcheck": {
-                "test": ["CMD", "python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 8000), 5)"],
+                "test": [
+                    "CMD",
+                    "python3",
+                    "-c",
+                    "import socket; socket.create_connection(('127.0.0.1', 8000), 5)",
+                ],
                 "interval": "1s",
                 "timeout": "10s",
                 "retries": 5,
@@ -100,7 +105,15 @@ def base_image() -> str:
     name = f"runbook-compose-base:{hashlib.sha256((text + str(REQUIREMENTS)).encode()).hexdigest()[:12]}"
     if docker("image", "ls", "--quiet", name):
         return name
-    version = docker("run", "--rm", "--entrypoint", "python3", base, "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+    version = docker(
+        "run",
+        "--rm",
+        "--entrypoint",
+        "python3",
+        base,
+        "-c",
+        "import sys; print('%d.%d' % sys.version_info[:2])",
+    )
     with tempfile.TemporaryDirectory() as directory:
         words = ["install", "--quiet", "--disable-pip-version-check", "--target", f"{directory}/lib"]
         words += ["--only-binary", ":all:", "--python-version", version, *REQUIREMENTS]
@@ -140,7 +153,10 @@ class Site:
         self.commits = self._repository()
         demo = PROJECT / "inventories" / "demo" / "group_vars" / "app.yml"
         variables = yaml.safe_load(demo.read_text(encoding="utf-8"))
-        environment = {**variables["app_environment"], "GOEXPLORER_SECRET_KEY": SECRET.replace("{", "{{ '{' }}", 1)}
+        environment = {
+            **variables["app_environment"],
+            "GOEXPLORER_SECRET_KEY": SECRET.replace("{", "{{ '{' }}", 1),
+        }
         variables.update(
             app_name=self.name,
             app_stage="test",
@@ -169,12 +185,22 @@ class Site:
             "PATH": os.environ["PATH"],
             "HOME": str(self.directory),
             "GIT_CONFIG_NOSYSTEM": "1",
-            **{f"GIT_{who}_{what}": "tests@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+            **{
+                f"GIT_{who}_{what}": "tests@example.org"
+                for who in ("AUTHOR", "COMMITTER")
+                for what in ("NAME", "EMAIL")
+            },
         }
 
         def git(*words: str) -> str:
             done = subprocess.run(
-                ["git", *words], cwd=work, env=environment, capture_output=True, text=True, check=True, timeout=60
+                ["git", *words],
+                cwd=work,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
             )
             return done.stdout.strip()
 
@@ -204,7 +230,9 @@ class Site:
 
     def play(self, name: str, *words: str) -> Run:
         """Run a playbook as an operator does, in a session of its own."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "RUNBOOK_"))}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "RUNBOOK_"))
+        }
         program = Path(sys.executable).with_name("ansible-playbook")
         output = self.directory / "output"
         with output.open("wb") as stream:
@@ -256,7 +284,9 @@ class Site:
 
     def containers(self) -> list[dict[str, Any]]:
         """The containers of the application, running or not, as ``docker inspect`` shows them."""
-        names = docker("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={self.name}-test").split()
+        names = docker(
+            "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={self.name}-test"
+        ).split()
         return json.loads(docker("inspect", *names)) if names else []
 
     def container(self) -> dict[str, Any]:
@@ -296,7 +326,12 @@ class Site:
             docker("rm", "--force", "--volumes", entry["Id"], check=False)
         docker("network", "rm", f"{self.name}-test_default", check=False)
         for tag in docker(
-            "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference=runbook/{self.name}-test/*"
+            "image",
+            "ls",
+            "--format",
+            "{{.Repository}}:{{.Tag}}",
+            "--filter",
+            f"reference=runbook/{self.name}-test/*",
         ).split():
             docker("image", "rm", "--force", tag, check=False)
 
