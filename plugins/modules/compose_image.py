@@ -14,7 +14,7 @@ author:
 description:
   - Builds, pulls or finds the image of each service under the manager C(compose), and writes down in the release, in C(.images.json),
     which it is by digest. From then on the release is run from that digest, whatever its tag comes to mean.
-  - Where O(services[].image) is given it is that image; else what the release's Compose file says, which is built where it says
+  - Where a service has an C(image) it is that one; else what the release's Compose file says, which is built where it says
     C(build).
   - An image that names its registry is pulled; where that fails, what the host has of it is taken, with a warning. One that names none is
     pulled only where the host does not have it.
