@@ -153,14 +153,16 @@ def overlay(instance: Instance, spec: Mapping[str, Any], place: Place, image: st
 
 
 def own_variables(variables: Mapping[str, str], spec: Mapping[str, Any], user: str | None) -> dict[str, str]:
-    """Return what a Compose file can use as ``${NAME}``: the application's variables, and who and where it is."""
+    """Return what a Compose file can use as ``${NAME}``: the application's variables, and who and where it is.
+
+    Without RUNBOOK_SERVICE: the docker command that gets them works for a deployment, and is no service of it.
+    """
     entry = pwd.getpwnam(user) if user else pwd.getpwuid(os.geteuid())
     found = {name: value for name, value in variables.items() if not REFUSED.match(name)}
     for name in HOST_ONLY:
         found.pop(name, None)
     return {
         **found,
-        "RUNBOOK_SERVICE": str(spec["name"]),
         "RUNBOOK_PORT": str(spec.get("port") or ""),
         "RUNBOOK_UID": str(entry.pw_uid),
         "RUNBOOK_GID": str(entry.pw_gid),

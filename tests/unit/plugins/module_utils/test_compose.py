@@ -22,11 +22,12 @@ from ansible_collections.runbook.deploy.plugins.module_utils._compose_engine imp
     pick_port,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._contract import check_service, complete_service
-from ansible_collections.runbook.deploy.plugins.module_utils._instance import Instance
+from ansible_collections.runbook.deploy.plugins.module_utils._instance import Instance, overlay_file
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._measured import mismatches
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._report import service_sentence, unsettled
+from ansible_collections.runbook.deploy.plugins.module_utils._retention import INSTANCE_FILE
 
 IMAGE = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -143,11 +144,16 @@ def test_what_leads_the_docker_command_elsewhere_is_not_passed_on() -> None:
     found = _compose.own_variables(given, SPEC, None)
     assert found == {
         "NAME": "kept",
-        "RUNBOOK_SERVICE": "web",
         "RUNBOOK_PORT": "8000",
         "RUNBOOK_UID": str(os.geteuid()),
         "RUNBOOK_GID": found["RUNBOOK_GID"],
     }
+
+
+def test_the_file_over_the_compose_file_goes_with_its_instance() -> None:
+    for deployment in (DEPLOYMENT, f"{DEPLOYMENT}.trial"):
+        name = overlay_file(Layout("/srv/shop"), deployment, "web").name
+        assert INSTANCE_FILE.match(name), name
 
 
 def test_a_published_port_is_found_or_missed() -> None:
