@@ -239,7 +239,7 @@ class Instance:
 
         :raises Problem: when a socket's path is too long or a command cannot be understood.
         """
-        named = {name: service for name, service in self._named().items() if service["manager"] != "compose"}
+        named = {name: service for name, service in self._named().items() if service.get("manager") != "compose"}
         texts = {name: self.launcher(service) for name, service in named.items()}
         make_directory(self.layout.instances, 0o750, user)
         group = owner_group(user)
@@ -261,7 +261,7 @@ class Instance:
 
     def words(self, service: Mapping[str, Any]) -> list[str]:
         """Return the command of *service* as it is run; nothing of a container, which has its own."""
-        if service["manager"] == "compose":
+        if service.get("manager") == "compose":
             return []
         environment = self.document.get("environment_path")
         binaries = Path(environment) / "bin" if environment else None
