@@ -239,7 +239,9 @@ class Instance:
 
         :raises Problem: when a socket's path is too long or a command cannot be understood.
         """
-        named = {name: service for name, service in self._named().items() if service.get("manager") != "compose"}
+        named = {
+            name: service for name, service in self._named().items() if service.get("manager") != "compose"
+        }
         texts = {name: self.launcher(service) for name, service in named.items()}
         make_directory(self.layout.instances, 0o750, user)
         group = owner_group(user)
