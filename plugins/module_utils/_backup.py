@@ -158,7 +158,7 @@ def require_space(needs: list[tuple[Path, int]]) -> None:
         if free < size + SPARE_BYTES:
             raise Problem(
                 f"There is no room for a copy of the database in {place}: {free} bytes are free, {size + SPARE_BYTES} are "
-                "needed (backup, trial restore); make room, or lower app_backup_keep, and try again."
+                "needed (backup, trial restore, tables that a migration copies); make room, or lower app_backup_keep, and try again."
             )
         # Some file systems (btrfs) have no inodes to count and say 0 of 0.
         if room.f_files and room.f_favail < SPARE_INODES:
@@ -314,7 +314,14 @@ def copy_to_scratch(layout: Layout, engine: Engine, name: str, user: str | None)
     :raises Problem: when there is no room, or the database cannot be read.
     """
     size = engine.size()
-    require_space([(layout.backups, size), (layout.scratch, size), *engine.scratch_space(size)])
+    require_space(
+        [
+            (layout.backups, size),
+            (layout.scratch, size),
+            *engine.scratch_space(size),
+            *engine.migration_space(size),
+        ]
+    )
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=layout.backups) as partial:
         dump = Path(partial) / engine.dump_name
         engine.dump(dump)
@@ -324,14 +331,17 @@ def copy_to_scratch(layout: Layout, engine: Engine, name: str, user: str | None)
 def take(layout: Layout, engine: Engine, request: Request) -> Taken:
     """Make and prove a backup; call it under :func:`backups_locked`.
 
-    :raises Problem: when there is no room, the data is damaged, or the trial restore differs; nothing but a
-        scratch directory remains then.
+    :raises Problem: when there is no room, the data is damaged, or the trial restore differs; nothing but the
+        scratch that was asked for remains then.
     """
     begun = time.monotonic()
     size = engine.size()
     needs = [(layout.backups, size)]
     if request.verify == "restore" or request.scratch:
         needs += [(layout.scratch, size), *engine.scratch_space(size)]
+    if request.scratch:
+        # New code follows: a migration that finds the disk full would leave it full for the live application, too.
+        needs += engine.migration_space(size)
     require_space(needs)
     owner_of(request.user)
     backup_id = free_id(layout, request.id)
@@ -395,6 +405,10 @@ def take(layout: Layout, engine: Engine, request: Request) -> Taken:
         fsync_directory(layout.backups)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if not request.scratch and (layout.scratch / backup_id).exists():
+            # Where the server is away, its note stays for the next deployment's end.
+            with contextlib.suppress(Problem):
+                forget_scratch(engine, layout.scratch / backup_id)
         raise
     return Taken(manifest, layout.backup(backup_id), scratch)
 

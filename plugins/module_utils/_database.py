@@ -180,6 +180,10 @@ class Engine:
         """Return the same for a scratch database, which may be on another server."""
         return self.server_space(size)
 
+    def migration_space(self, size: int) -> list[tuple[Path, int]]:
+        """Return where on this host migrations write a copy of the tables they change; [] where they do not, or it is not known."""
+        return []
+
     def tools(self) -> dict[str, str]:
         """Return the versions of what makes and reads dumps."""
         raise NotImplementedError

@@ -310,6 +310,10 @@ class Sqlite(Engine):
             if os.path.exists(f"{self.path}{suffix}")
         )
 
+    def migration_space(self, size: int) -> list[tuple[Path, int]]:
+        """See :meth:`Engine.migration_space`: tables are copied ("Making Other Kinds Of Table Schema Changes" of ALTER TABLE)."""
+        return [(Path(self.path).resolve().parent, size)]
+
     def tools(self) -> dict[str, str]:
         """Return the version of the SQLite library."""
         return {"sqlite": sqlite3.sqlite_version}

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import stat
@@ -15,6 +17,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _backup, _retention, _sqlite
@@ -340,19 +344,45 @@ def test_a_disk_that_is_full_leaves_no_backup(tmp_path):
     assert place.names() == []
 
 
-def test_too_little_room_is_found_before_anything_is_written(tmp_path):
+@contextlib.contextmanager
+def small_file_system(root: Path, options: str) -> Iterator[None]:
+    """Mount a small file system on the new directory *root*."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
-    root = tmp_path / "root"
     root.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=40", "tmpfs", str(root)],
-        capture_output=True,
-        check=False,
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(root)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"this machine lets nobody mount: {mounted.stderr.decode().strip()}")
     try:
+        yield
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+def test_room_for_the_tables_that_a_migration_copies_is_needed_beside_the_database(tmp_path):
+    data = tmp_path / "data"
+    with small_file_system(data, "size=16m"):
+        place = Place(tmp_path, rows=600)
+        kept = data / "database.sqlite3"
+        shutil.move(place.path, kept)
+        place.path.symlink_to(kept)
+        size = kept.stat().st_size
+        # Nearly full: the backup goes elsewhere, a migration does not.
+        free = os.statvfs(data).f_bavail * os.statvfs(data).f_frsize
+        (data / "other").write_bytes(b"x" * max(0, free - size - _backup.SPARE_BYTES // 2))
+        with pytest.raises(Problem, match=f"no room for .* in {data}: .*tables that a migration copies"):
+            place.take(scratch="s1")
+        assert place.names() == []
+        assert place.take(scratch="").manifest["counts"]
+        (data / "other").unlink()
+        assert place.take("b2").scratch
+
+
+def test_too_little_room_is_found_before_anything_is_written(tmp_path):
+    root = tmp_path / "root"
+    with small_file_system(root, "size=4m,nr_inodes=40"):
         place = Place(root, rows=600)
         with pytest.raises(Problem, match=r"no room for a copy .* bytes are free, \d+ are needed"):
             place.take()
@@ -363,8 +393,6 @@ def test_too_little_room_is_found_before_anything_is_written(tmp_path):
             (root / f"file{number}").touch()
         with pytest.raises(Problem, match=r"\d+ inodes free"):
             place.take()
-    finally:
-        subprocess.run(["umount", str(root)], check=True)
 
 
 def test_killed_half_way_leaves_the_live_database_and_nothing_after_the_next_run(place):

@@ -266,6 +266,24 @@ def test_a_backup_without_its_manifest_is_none(layout: Layout, server: Server) -
         restore(layout, server, consent=True)
 
 
+def test_a_dump_that_no_server_would_take_makes_no_backup(layout: Layout, server: Server) -> None:
+    """A dump is restored with an empty search_path: a function in an index that relies on one is not found then."""
+    as_app(
+        server,
+        "CREATE FUNCTION fold(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT lower($1)';"
+        "CREATE FUNCTION folded(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN fold($1); END';"
+        "CREATE INDEX by_fold ON note (folded(body))",
+    )
+    # pg_dump itself finds nothing wrong, nor does whoever reads the dump.
+    taken = take(layout, server, verify="read")
+    engine_for(server).read_whole(taken.directory / taken.manifest["file"])
+    shutil.rmtree(taken.directory)
+    with pytest.raises(Problem, match=r"function fold\(text\) does not exist"):
+        take(layout, server)
+    assert leftovers(layout) == []
+    assert databases(server) == ["shop"]
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(layout: Layout, server: Server, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can mount a small file system")
