@@ -22,6 +22,8 @@ REPOSITORIES = PROJECT / "build" / "repositories"
 APPLICATIONS = PROJECT / "tests" / "applications"
 # What the test applications need where they do not say it themselves.
 COMMON = ("uv", "pip", "django>=5.2,<5.3", "gunicorn", "whitenoise")
+# What the collection itself builds on a host: _store_session.py.
+STORE = ("boto3>=1.36,<2",)
 PYTHON = "3.11"
 STAMP = ".complete"
 
@@ -44,7 +46,7 @@ def requirements(applications: Path) -> list[str]:
 
 def groups(wanted: list[str]) -> list[list[str]]:
     """Sets to be resolved one by one: versions of the same application may pin different ones."""
-    return [list(COMMON), *([item] for item in wanted)]
+    return [list(COMMON), list(STORE), *([item] for item in wanted)]
 
 
 def fetch_wheels() -> None:

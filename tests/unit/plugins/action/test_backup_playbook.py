@@ -18,14 +18,13 @@ import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _store_session
 from ansible_collections.runbook.deploy.plugins.module_utils._environment import ask_interpreter
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
-from ansible_collections.runbook.deploy.tests.unit.plugins.modules.object_store import s3_server
+from ansible_collections.runbook.deploy.tests.unit.plugins.modules.object_store import KEYS, s3_server
 
 pytest.importorskip("boto3", reason="boto3 is not installed here: make venv")
 pytest.importorskip("moto.server", reason="moto[server] is not installed here: make venv")
 
 PROJECT = Path(__file__).resolve().parents[4]
 BUCKET = "backups"
-KEYS = {"access_key": "AKIDEXAMPLE", "secret_key": "thesecretofthekey"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ class Site:
         (own / ".built").touch()
         names = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
         self.client = boto3.session.Session().client(
-            "s3", aws_access_key_id="looker", aws_secret_access_key="looker", **names
+            "s3", aws_access_key_id=KEYS["access_key"], aws_secret_access_key=KEYS["secret_key"], **names
         )
         self.client.create_bucket(Bucket=BUCKET)
         variables = {

@@ -19,11 +19,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils import _store_sessi
 from ansible_collections.runbook.deploy.plugins.module_utils._environment import ask_interpreter
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.modules import backup_store
-from ansible_collections.runbook.deploy.tests.unit.plugins.modules.object_store import Proxy
+from ansible_collections.runbook.deploy.tests.ceph import gateway
+from ansible_collections.runbook.deploy.tests.unit.plugins.modules.object_store import KEYS, Proxy
 
 BUCKET = "backups"
 BASE = "sites/shop/production/"
-KEYS = {"access_key": "AKIDEXAMPLE", "secret_key": "thesecretofthekey"}
 MIB = 1024 * 1024
 # The least that S3 takes as a part; a large file has three.
 PART = 5 * MIB
@@ -65,6 +65,10 @@ class Host:
         self, name: str, size: int = 1000, created: str = "2026-11-21T01:37:00Z", kind: str = "manual"
     ) -> bytes:
         """Make a backup as the engines leave it."""
+        if size > PART and gateway.programs():
+            pytest.skip(
+                "without a cluster Ceph's server mixes up the parts of an upload (tests/ceph/gateway.py)"
+            )
         data = random.Random(f"{name}{size}").randbytes(size)
         place = self.root / "backups" / name
         place.mkdir(parents=True)
@@ -141,8 +145,8 @@ def store_host(root: Path, port: int, capsys, monkeypatch) -> Iterator[Host]:
         "s3",
         endpoint_url=f"http://127.0.0.1:{port}",
         region_name="us-east-1",
-        aws_access_key_id="looker",
-        aws_secret_access_key="looker",
+        aws_access_key_id=KEYS["access_key"],
+        aws_secret_access_key=KEYS["secret_key"],
     )
     client.create_bucket(Bucket=BUCKET)
     try:
