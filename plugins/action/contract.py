@@ -8,8 +8,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.errors import AnsibleActionFail, AnsiblePromptInterrupt, AnsiblePromptNoninteractive
 from ansible.plugins.action import ActionBase
@@ -73,7 +75,7 @@ class ActionModule(ActionBase):
                 values["app_maintenance"], variables["groups"].get("all", []), variables["groups"]
             )
         if not errors and purpose == "deployment":
-            errors = self._one_file_each(values, variables)
+            errors = self._one_file_each(values, variables) or self._unknown_name(values)
         hosts, groups = variables.get("groups", {}).get("app", []), variables.get("groups", {})
         if not errors:
             errors = check_beats(values["app_services"], hosts, groups)
@@ -171,6 +173,20 @@ class ActionModule(ActionBase):
             return [
                 f"app_archive.sha256 is {archive['sha256']}, but {archive['path']} has {digest.hexdigest()}: it is not the file that was "
                 "meant, or its sha256 is that of another one."
+            ]
+        return []
+
+    @staticmethod
+    def _unknown_name(values: dict[str, Any]) -> list[str]:
+        """Refuse an ``app_url`` whose name this controller cannot resolve: the smoke tests, after the switch, could ask nobody."""
+        name = urlsplit(values.get("app_url") or "").hostname
+        try:
+            if name:
+                socket.getaddrinfo(name, None)
+        except (OSError, UnicodeError) as error:
+            return [
+                f"app_url is {values['app_url']!r}, and this controller does not know the name {name!r} ({getattr(error, 'strerror', None) or error}), so "
+                "the smoke tests could ask nobody after the switch: correct app_url, or make the name known here, by DNS or in /etc/hosts."
             ]
         return []
 

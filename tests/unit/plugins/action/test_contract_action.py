@@ -21,7 +21,7 @@ GOOD = {
     "app_version": "v1",
     "app_database": {"engine": "sqlite", "path": "/srv/shop/shared/data/shop.sqlite3", "shared": True},
     "app_services": [{"name": "web", "command": "gunicorn shop.wsgi --bind unix:{socket}"}],
-    "app_url": "https://shop.example.org",
+    "app_url": "https://192.0.2.1",
 }
 
 
@@ -148,6 +148,20 @@ def test_an_archive_is_compared_with_its_sha256_before_it_is_sent(tmp_path):
     assert right in wrong[0]
     # A rollback and a status need no archive.
     assert not check("status", **source, app_archive={"path": str(path), "sha256": "0" * 64}).get("failed")
+
+
+def test_an_address_that_nobody_here_could_ask_is_refused_before_anything_is_changed():
+    # RFC 2606: this top level domain never exists.
+    address = "https://shop.invalid"
+    answer = check(app_url=address)
+    assert answer["failed"]
+    assert answer["msg"].startswith(
+        f"app_url is '{address}', and this controller does not know the name 'shop.invalid'"
+    )
+    # A way back never waits for a name.
+    assert not check("rollback", app_url=address).get("failed")
+    assert not check(app_url="http://localhost:8000").get("failed")
+    assert "does not know" in check(app_url=f"http://{'a' * 70}.example")["msg"]
 
 
 def test_an_archive_that_is_not_there_is_named(tmp_path):
