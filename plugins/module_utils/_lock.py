@@ -18,6 +18,7 @@ import errno
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timezone
@@ -37,6 +38,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._processes import i
 DOCUMENT = "lock.json"
 # Longer than any phase leaves the lock unrenewed, bar builds and dumps; those are seen by their process.
 LEASE = 900
+# Seconds between two renewals while a phase works.
+RENEW_EVERY = 60.0
 TAKE_OVER = "-e deployment_take_over=true"
 # The changes below take milliseconds each.
 FLOCK_SECONDS = 10.0
@@ -82,8 +85,8 @@ def read_lock(layout: Layout, now: float | None = None) -> dict[str, Any] | None
     """Return the lock that lies on the host, or None.
 
     ``{token, owner, host, deployment, kind, since, renewed, lease, process}`` as written, and measured:
-    ``readable``; ``expired`` (*now* is more than ``lease`` seconds after ``renewed``); ``alive`` (its process
-    runs on this host). A lock without a readable document is ``{"readable": False, …}`` with all else unknown.
+    ``readable``; ``expired`` (*now* is more than ``lease`` seconds after ``renewed``, or the run was cut off from what
+    it left at work); ``alive`` (its process runs on this host). A lock without a readable document is ``{"readable": False, …}`` with all else unknown.
     """
     unknown = {
         **dict.fromkeys(("token", "owner", "host", "deployment", "kind", "since", "renewed", "process")),
@@ -111,7 +114,7 @@ def read_lock(layout: Layout, now: float | None = None) -> dict[str, Any] | None
         **found,
         "lease": lease,
         "readable": True,
-        "expired": renewed is None or moment > renewed + lease,
+        "expired": renewed is None or moment > renewed + lease or bool(found.get("cut_off")),
         "alive": process_lives(found.get("process")),
     }
 
@@ -136,7 +139,8 @@ def held_message(layout: Layout, lock: Mapping[str, Any]) -> str:
         process = lock["process"]
         return (
             f"{head}, and its process {process['pid']} still runs on this host"
-            f" (phase {process.get('phase') or 'unknown'}): wait until it has ended."
+            f" (phase {process.get('phase') or 'unknown'}): wait until it has ended; if that run is dead, playbooks/resume.yml "
+            "waits for it and goes on from there."
         )
     if not lock["readable"]:
         return f"{head}: when no deployment is running, take it over with {TAKE_OVER}."
@@ -276,10 +280,60 @@ def renew(layout: Layout, token: str, phase: str | None = None) -> dict[str, Any
                 "it was taken over, so this run stops here; see playbooks/status.yml before anything else.",
                 lock=public(present),
             )
-        document = {key: present[key] for key in present if key not in ("readable", "expired", "alive")}
+        document = _written(present)
         document.update(renewed=timestamp(), process=own_process(phase))
+        # Whoever renews it is heard.
+        document.pop("cut_off", None)
         write_json(layout.lock / DOCUMENT, document, MODE)
     return document
+
+
+def _written(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *lock* without what is measured."""
+    return {key: value for key, value in lock.items() if key not in ("readable", "expired", "alive")}
+
+
+@contextlib.contextmanager
+def kept_renewed(layout: Layout, token: str | None, phase: str | None) -> Iterator[None]:
+    """Renew our lock every ``RENEW_EVERY`` seconds from a thread, for the time of the block; nothing without *token*.
+
+    A renewal that fails ends the renewing, and nothing else: what works is not ended half way, and the next phase of
+    a run whose lock was taken over stops by itself.
+    """
+    if token is None:
+        yield
+        return
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(RENEW_EVERY):
+            try:
+                renew(layout, token, phase)
+            except (Problem, OSError):
+                return
+
+    thread = threading.Thread(target=work, name="runbook-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def cut_off(layout: Layout, token: str) -> bool:
+    """Say in our lock that nobody waits any more for the work that held it, so that its lease counts as past.
+
+    The run itself, where it still lives, goes on with its token, unless somebody has taken the lock meanwhile.
+
+    :return: whether it was our lock.
+    """
+    with serialised(layout):
+        present = read_lock(layout)
+        if present is None or present["token"] != token:
+            return False
+        write_json(layout.lock / DOCUMENT, {**_written(present), "cut_off": True}, MODE)
+    return True
 
 
 def release(layout: Layout, token: str) -> bool:

@@ -79,6 +79,17 @@ def without_running(params: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def lasting(params: dict[str, Any], check_mode: bool) -> bool:
+    """Return whether the work changes the live database under a record, so that it has to outlive its connection.
+
+    Where nothing was found pending on the copy, nothing more than a look at the live database follows.
+    """
+    if check_mode or not params["record"] or params["state"] not in ("applied", "reversed"):
+        return False
+    quick = params["state"] == "applied" and params["verified"] and params["plan"] == []
+    return not quick or bool(params["initial_command"])
+
+
 def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
     """Return the answer for an application without migrations."""
     answer: dict[str, Any] = {"changed": False, "applied": [], "heads": {}}

@@ -19,6 +19,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._application import
 from ansible_collections.runbook.deploy.plugins.module_utils._command import run
 from ansible_collections.runbook.deploy.plugins.module_utils._database import applied as applied_in
 from ansible_collections.runbook.deploy.plugins.module_utils._database import heads
+from ansible_collections.runbook.deploy.plugins.module_utils._detached import note
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import read_json, write_json
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -135,6 +136,7 @@ class Progress:
         kind = event["event"]
         if kind in ("apply_start", "unapply_start"):
             self.running = {**event, "operation": None, "statements": []}
+            note(f"{kind} {event['app']}.{event['name']}")
         elif kind == "operation" and self.running is not None:
             self.running.update(operation=dict(event), statements=[])
         elif kind == "statement" and self.running is not None:
@@ -150,6 +152,7 @@ class Progress:
 
     def _ended(self, event: Mapping[str, Any]) -> None:
         key = [event["app"], event["name"]]
+        note(f"{event['event']} {event['app']}.{event['name']}")
         if event["event"] == "apply_success":
             self.rows.append(key)
         else:

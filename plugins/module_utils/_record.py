@@ -29,7 +29,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     read_json,
     write_json,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._lock import renew, timestamp
+from ansible_collections.runbook.deploy.plugins.module_utils._lock import kept_renewed, renew, timestamp
 from ansible_collections.runbook.deploy.plugins.module_utils._previous import live_before
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -411,8 +411,9 @@ class Journal:
     def phase(self, name: str) -> Iterator[dict[str, Any]]:
         """Write the begin and the end of the phase *name*; what is put into the yielded dict is its result.
 
-        On the primary the lock's lease is renewed first. An exception marks the phase as failed, with its
-        message, and goes on; so does an exit with an error code. No secret may be put into the result.
+        On the primary the lock's lease is renewed first, and from a thread as long as the phase works. An exception
+        marks the phase as failed, with its message, and goes on; so does an exit with an error code. No secret may be put
+        into the result.
 
         :raises Problem: when the lock is no more ours, or the record is another run's.
         """
@@ -438,7 +439,8 @@ class Journal:
         write_record(self.layout, found)
         begun = time.monotonic()
         try:
-            yield result
+            with kept_renewed(self.layout, self.record["token"] if self.record["primary"] else None, name):
+                yield result
         except BaseException as error:
             done = isinstance(error, SystemExit) and not error.code
             # A record that cannot be written now must not hide why the phase failed.

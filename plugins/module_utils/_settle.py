@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _detached,
     _former,
     _installed,
     _lock,
@@ -151,6 +152,12 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
         return {"record": _record.public(record), "state": None, "removed": NOTHING_REMOVED, "unstored": []}
     if given["primary"] and not check_mode:
         _lock.renew(layout, given["token"], "finish")
+    at_work = _detached.working(layout)
+    if at_work and at_work["deployment"] == deployment:
+        raise Problem(
+            f"The phase {at_work['phase']} of {deployment} still runs as process {at_work['pid']} since {at_work['since']}, "
+            "so nothing was finished and the lock is kept: playbooks/resume.yml waits for it and goes on from there."
+        )
     state = _state.measure(
         layout,
         services=services_expected(layout, params["expect"], params["services"]),
@@ -231,6 +238,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
     result["state"] = {**state, **targets(layout, records, live, state["adopted"] is not None)}
     prune_records(layout, params, result, records, [entry for entry, _name in runs], check_mode)
     if not check_mode:
+        _detached.forget(layout)
         # Copies of the database, of this run and of runs that are dead: whoever holds the lock is the only one that lives.
         copies = [entry for entry in layout.scratch.glob("*") if DEPLOYMENT_ID.match(entry.name)]
         # Archives were pushed for this release, which is built by now or will never be.

@@ -22,6 +22,7 @@ from typing import Any
 from ansible_collections.runbook.deploy.plugins.module_utils import _facts as facts
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes as processes
 from ansible_collections.runbook.deploy.plugins.module_utils._command import run
+from ansible_collections.runbook.deploy.plugins.module_utils._detached import working
 from ansible_collections.runbook.deploy.plugins.module_utils._installed import list_releases, measure_current
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import DEPLOYMENT_ID, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._lock import held_message, read_lock
@@ -172,6 +173,16 @@ def recorded_heads(records: Sequence[Mapping[str, Any]], deployment: str | None)
     return None
 
 
+def commanded(
+    found: Iterable[processes.Process], unfinished: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return what a worker that was killed left at work for the run that is *unfinished*, as ``_detached.working`` does."""
+    for entry in found if unfinished else ():
+        if entry.deployment == unfinished["id"] and not entry.service:
+            return {"deployment": entry.deployment, "phase": "", "pid": entry.pid, "since": None}
+    return None
+
+
 def measure(
     layout: Layout,
     *,
@@ -255,6 +266,7 @@ def measure(
         "recorded_heads": recorded_heads(records, current["deployment"]) if current else None,
         "interrupted": interrupted(records, lock, own),
         "unfinished": interrupted(records, None, own),
+        "working": working(layout) or commanded(found, interrupted(records, None, own)),
         "lock": lock and {**public_lock(lock), "message": held_message(layout, lock)},
         "target": rollback_target(records, current and current["release"], complete, adopted is not None),
         "record": public_record(_record_of(records, current)),

@@ -161,6 +161,11 @@ state:
     unfinished:
       description: The newest deployment or rollback that began and has no verdict, whether its run may live or not, in the same form; or null.
       type: dict
+    working:
+      description:
+        - The migration that works on this host in a process of its own, as deployment, phase, pid and since; or null. Its run may be dead.
+        - M(runbook.deploy.deployment_resume) waits for it.
+      type: dict
     lock:
       description: The lock without its token, as M(runbook.deploy.deployment_lock) returns it, with a message in words; or null.
       type: dict

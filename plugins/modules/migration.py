@@ -18,6 +18,8 @@ description:
   - Applies exactly the migrations that were verified, by the project's own C(migrate) command, signals included, or by its
     own C(env.py) of Alembic, and writes each step into the record, so that the record is right after a kill, too.
   - Reverses to a recorded set of applied migrations, one migration at a time, and never applies anything on the way.
+  - With O(record), applying and reversing run in a process of its own session, which outlives the connection, the module and the
+    controller, and keeps the lock as long as it works; M(runbook.deploy.deployment_resume) waits for it.
 author:
   - The runbook.deploy authors (@runbook-deploy)
 attributes:
@@ -328,6 +330,10 @@ done:
   type: list
   elements: list
   returned: on failure of O(state=applied) and O(state=reversed)
+died:
+  description: Whether the process that did the work ended without a word, as after a kill; what is applied is not known then.
+  type: bool
+  returned: on such a failure of O(state=applied) and O(state=reversed)
 live_changed:
   description: Whether the live database is another one than before.
   type: bool
@@ -343,17 +349,20 @@ evidence:
   returned: on failure
 """
 
-import contextlib
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.parameters import remove_values
 from ansible_collections.runbook.deploy.plugins.module_utils._application import (
     RELEASE_OPTIONS,
     installed,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._database import DATABASE_OPTION
+from ansible_collections.runbook.deploy.plugins.module_utils._detached import Place, run_detached
 from ansible_collections.runbook.deploy.plugins.module_utils._migrating import (
     check_options,
+    lasting,
     nothing_to_migrate,
     without_running,
     work,
@@ -418,13 +427,30 @@ def main() -> None:
                 target = target._replace(
                     variables={**target.variables, **more}, secrets=[*target.secrets, *more.values()]
                 )
-            with contextlib.ExitStack() as stack:
-                journal = open_journal(
-                    params["root"], params["record"] or None, module.check_mode, target.secrets
+            phase = PHASES[params["state"]]
+
+            def done() -> dict[str, Any]:
+                record = params["record"] or None
+                with (
+                    open_journal(params["root"], record, module.check_mode, target.secrets) as journal,
+                    journal.phase(phase) as entry,
+                ):
+                    return work(params, target, journal, entry, module.check_mode)
+
+            if lasting(params, module.check_mode):
+                # Judged before anything is begun.
+                open_journal(params["root"], params["record"], False)
+                # A lost connection must not end it half way.
+                answer = run_detached(
+                    Place(target.layout, params["record"]["id"], phase),
+                    params["record"]["token"] if params["record"]["primary"] else "",
+                    done,
+                    lambda found: remove_values(found, module.no_log_values),
                 )
-                stack.enter_context(journal)
-                entry = stack.enter_context(journal.phase(PHASES[params["state"]]))
-                answer = work(params, target, journal, entry, module.check_mode)
+                if answer.pop("failed"):
+                    module.fail_json(**answer)
+            else:
+                answer = done()
     except Problem as problem:
         module.fail_json(**problem.answer())
     except OSError as error:

@@ -56,7 +56,9 @@ def test_no_task_has_another_collections_module():
                 assert all(key.startswith(("runbook.deploy.", "ansible.builtin.")) for key in modules), task
 
 
-@pytest.mark.parametrize("name", ["pre_deploy", "deploy", "rollback", "status", "flags", "maintenance"])
+@pytest.mark.parametrize(
+    "name", ["pre_deploy", "deploy", "resume", "rollback", "status", "flags", "maintenance"]
+)
 def test_every_play_that_reaches_hosts_goes_on_without_them(name):
     path = PROJECT / "playbooks" / f"{name}.yml"
     plays = [play for play in yaml.safe_load(path.read_text(encoding="utf-8")) if "hosts" in play]

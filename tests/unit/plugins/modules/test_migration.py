@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -328,43 +325,6 @@ def test_a_migration_that_does_not_end(project: DjangoProject, run: Run) -> None
     assert "orders.0002_waits could not be applied" in found["msg"]
     assert "within 8 seconds" in found["msg"]
     assert found["live_changed"] is False
-
-
-@pytest.mark.usefixtures("before")
-def test_after_a_kill_of_the_module_only_the_migration_in_hand_is_finished(project: DjangoProject) -> None:
-    started = project.root / "started"
-    code = (
-        f"import pathlib, time\n\n\ndef wait(apps, editor):\n    pathlib.Path({str(started)!r}).touch()\n"
-        "    time.sleep(1)\n\n\n"
-    )
-    project.migration("0002_waits", "0001_initial", "migrations.RunPython(wait)", code=code)
-    project.migration("0003_more", "0002_waits", 'migrations.RunSQL("create table more (x)")')
-    options = {
-        "root": str(project.root),
-        "release": project.name,
-        "environment_path": str(project.environment),
-        "environment": json.dumps(project.variables),
-        "state": "applied",
-        "record": record(project),
-    }
-    script = (
-        "import sys, json\nfrom ansible.module_utils.testing import patch_module_args\n"
-        "from ansible_collections.runbook.deploy.plugins.modules.migration import main\n"
-        "with patch_module_args(json.loads(sys.argv[1])):\n    main()\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    argv = [sys.executable, "-c", script, json.dumps(options)]
-    process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(started.exists)
-    process.kill()
-    process.wait()
-    assert project.applied() == ["0001_initial"]
-    wait_for(lambda: len(project.applied()) > 1)
-    time.sleep(0.5)
-    assert project.applied() == ["0001_initial", "0002_waits"]
-    # What was there before is known, and so is that the phase did not end.
-    assert journal(project)["heads_before"]["orders"] == ["0001_initial"]
-    assert journal(project)["phases"][0]["state"] == "running"
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
