@@ -52,11 +52,11 @@ def test_what_a_host_goes_back_to(target, state, named, expected) -> None:
     assert target_of(target, state, UNDONE, named) == expected
 
 
-def taken(level: str, states=None, target=TARGET, code_first=False, **words):
+def taken(level: str, states=None, target="before", code_first=False, **words):
     states = {"web1": HAS, "web2": HAS} if states is None else states
     plan = {
         "level": level,
-        "target": target,
+        "target": TARGET if target == "before" else target,
         "unknown": [host for host, state in states.items() if not state],
         "code_first": code_first,
         "batches": words.pop("batches", [list(states)]),
