@@ -139,7 +139,13 @@ class Fleet:
         return int(moment) / 1e6 + time.time() - time.monotonic()
 
     def asked(self, host: str) -> list[tuple[str, str, str]]:
-        """Who asked the instance that runs on a host, in order: (path, status, program)."""
+        """Who asked the instance that runs on a host since its start, in order: (path, status, program)."""
         unit = self.all[host].sh(f"{UNITS} | awk '$3 == \"active\" {{print $1}}'")
-        lines = self.all[host].sh(f"journalctl -q -o cat -u {unit}").splitlines()
+        started = self.all[host].sh(f"systemctl show -P InvocationID {unit}")
+        lines = self.all[host].sh(f"journalctl -q -o cat _SYSTEMD_INVOCATION_ID={started}").splitlines()
         return [tuple(line.split(maxsplit=3)[1:]) for line in lines if line.startswith("asked ")]
+
+    def tried(self, deployment: str) -> list[str]:
+        """The hosts on which a service of a deployment was ever started."""
+        look = f"journalctl -q -o cat -u 'goexplorer-fleet-*@{deployment}.service'"
+        return [name for name in HOSTS if self.all[name].sh(look)]

