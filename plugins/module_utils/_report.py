@@ -15,6 +15,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import ADOP
 from ansible_collections.runbook.deploy.plugins.module_utils._losses import describe
 from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec import lasted
 from ansible_collections.runbook.deploy.plugins.module_utils._measured import mismatches
+from ansible_collections.runbook.deploy.plugins.module_utils._steps import step_lines
 
 TITLES = {
     "success": "SUCCESS",
@@ -138,6 +139,8 @@ def terminal(facts: Mapping[str, Any]) -> list[str]:
     said = [failure.get("reason") for failure in facts.get("failures") or []]
     if plan.get("level") and plan["reason"] not in said:
         lines.append(f"  decision  {plan['level']}: {plan['reason']}")
+    if facts["verdict"] == "checked":
+        lines += [f"  step      {text}" for text in step_lines(plan.get("steps") or {})]
     lines += [f"  left out  {text}" for text in plan.get("left_out") or []]
     lines += [f"  {label:<9} {text}" for label, text in restored(record).items()]
     if visitors(record):

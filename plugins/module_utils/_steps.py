@@ -55,7 +55,7 @@ def steps_of(
 
     :param plan: the decision, with ``batches``; :param states: what each host answered, None for one that did not.
     :param named: see :func:`target_of`; :param beats_apart: beats end before the workers of all hosts, and start after them.
-    :return: a step has ``hosts``, where it runs, and ``reason``; ``start`` has ``batches``, too. A step without hosts is not taken.
+    :return: a step has ``what``, in words, ``hosts``, where it runs, and ``reason``; ``start`` has ``batches``, too. A step without hosts is not taken.
     """
     level, target, unknown = plan["level"], plan.get("target") or {}, set(plan["unknown"])
     targets = {host: target_of(target, state or {}, undone, named) for host, state in states.items()}
@@ -77,27 +77,49 @@ def steps_of(
     beats = answering if beats_apart and level in STARTING else []
     batches = [[host for host in batch if host in starting] for batch in plan.get("batches") or [starting]]
 
-    def step(hosts: Iterable[str], reason: str, **more: Any) -> dict[str, Any]:
+    def step(what: str, hosts: Iterable[str], reason: str, **more: Any) -> dict[str, Any]:
         listed = list(hosts)
-        return {"hosts": listed, "reason": reason if listed else "", **more}
+        return {"what": what, "hosts": listed, "reason": reason if listed else "", **more}
 
     return targets, {
-        "beats_stopped": step(beats, "no beat sends what no worker takes"),
+        "beats_stopped": step("stop the beats", beats, "no beat sends what no worker takes"),
         "migrations_first": step(
-            [] if first else reversing, "the old code is not proved to run with what was applied"
+            "reverse the migrations",
+            [] if first else reversing,
+            "the old code is not proved to run with what was applied",
         ),
         # On a silent host too: that it cannot be stopped keeps the database as it is.
-        "restore": step(states if level == "restore" else (), "every host stands still meanwhile"),
-        "start": step(
-            starting, "the release before serves again", batches=[batch for batch in batches if batch]
+        "restore": step(
+            "stop everything and restore the backup",
+            states if level == "restore" else (),
+            "no other level helps",
         ),
-        "beats_started": step([host for host in starting if beats_apart], "the workers of every host are up"),
-        "stop": step(ending, "nothing served here before"),
+        "start": step(
+            "start the release before",
+            starting,
+            "what was deployed is to serve no more",
+            batches=[batch for batch in batches if batch],
+        ),
+        "beats_started": step(
+            "start the beats", [host for host in starting if beats_apart], "the workers of every host are up"
+        ),
+        "stop": step("stop everything", ending, "nothing served there before"),
         "migrations_after": step(
+            "reverse the migrations",
             reversing if first and not unknown else [],
             "every host serves code that runs with and without what was applied",
         ),
     }
+
+
+def step_lines(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the steps that are taken, in words, a line each: what, where, in which batches, why."""
+    lines = []
+    for step in steps.values():
+        batches = [", ".join(batch) for batch in step.get("batches") or [step["hosts"]]]
+        if step["hosts"]:
+            lines.append(f"{step['what']} on {', then '.join(batches)}: {step['reason']}")
+    return lines
 
 
 def verdict_of(plan: Mapping[str, Any], by_hand: bool) -> str:

@@ -200,7 +200,7 @@ plan:
     steps:
       description:
         - C(beats_stopped), C(migrations_first), C(restore), C(start), C(beats_started), C(stop) and C(migrations_after), in the order in which they
-          are taken, with C(hosts), where each runs, and C(reason). A step without hosts is not taken. C(start) has C(batches), too.
+          are taken, with C(what), C(hosts), where each runs, and C(reason). A step without hosts is not taken. C(start) has C(batches), too.
       type: dict
 undone:
   description: The record that is undone; with O(to), of everything since.

@@ -121,6 +121,7 @@ class TestByHand:
         done = step("rollback", "--check", "-e", "rollback_mode=emergency")
         assert done.run.code == 0, str(done.run)
         done.run.line("decision +code: ")
+        done.run.line(f"step +start the release before on {site.name}: ")
         done.run.line(f"left out +what must be absent is not asked: {PAGE}")
         assert [record["id"] for record in site.records()] == before
         after(done, "v2.7")

@@ -75,6 +75,15 @@ def test_every_good_verdict_does_not(verdict):
     assert not report(verdict=verdict).get("failed")
 
 
+def test_only_what_is_checked_says_its_steps(shown):
+    steps = {"start": {"what": "start the release before", "hosts": ["web1"], "reason": "it is to serve"}}
+    plan = {"level": "code", "reason": "so it is", "steps": steps}
+    report(verdict="checked", plan=plan)
+    assert "  step      start the release before on web1: it is to serve" in shown[-1].splitlines()
+    report(verdict="success", plan=plan)
+    assert "  step " not in shown[-1]
+
+
 def test_a_lost_host_is_unknown_and_the_next_command_can_be_copied(shown):
     report(
         verdict="stopped",

@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils._steps import (
     STARTING,
     refusal,
+    step_lines,
     steps_of,
     target_of,
     verdict_of,
@@ -187,3 +188,17 @@ def test_what_is_not_even_planned(mode, reason, states, said) -> None:
     assert said in found
     assert bool(found) == bool(said)
     assert not found or "nothing was changed" in found
+
+
+def test_the_steps_in_words() -> None:
+    assert step_lines(taken("code", batches=[["web1"], ["web2"]])[2]) == [
+        "start the release before on web1, then web2: what was deployed is to serve no more"
+    ]
+    lines = step_lines(taken("migrations", beats_apart=True)[2])
+    assert [line.split(" on ")[0] for line in lines] == [
+        "stop the beats",
+        "reverse the migrations",
+        "start the release before",
+        "start the beats",
+    ]
+    assert step_lines({}) == step_lines(taken("stop")[2]) == []
