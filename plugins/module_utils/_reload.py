@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
@@ -30,9 +31,35 @@ from ansible_collections.runbook.deploy.plugins.module_utils._service import (
 )
 
 
-def reload_live(settings: Settings, check_mode: bool) -> dict[str, Any]:
+def not_by_reload(live: Mapping[str, Any], version: str, inputs: str) -> str:
+    """Return why HUP cannot bring what is wanted, "" where it can: code and variables are those that the main process was started with.
+
+    :param live: the live instance, with ``release``, ``version`` and ``commit``.
+    :param version: what the operator wants, a name or the beginning of a commit; empty where he named none.
+    :param inputs: the digest of today's settings, with which a release's name ends; empty where it is not known.
+    """
+    shown = str(live.get("version") or live.get("release") or "")
+    commit = str(live.get("commit") or "")
+    # Git's own least length of an abbreviation is 4.
+    if version and version != live.get("version") and not (len(version) >= 4 and commit.startswith(version)):
+        return (
+            f"The version {version} is wanted, but {shown} serves, and a reload goes on with its code, so nothing was reloaded: deploy it with "
+            f"playbooks/deploy.yml -e version={version}."
+        )
+    made_of = str(live.get("release") or "").rpartition("-")[2]
+    if inputs and made_of != inputs:
+        return (
+            f"The settings of the inventory are not those that {shown} was started with (digest {inputs}, expected {made_of}; app_environment or "
+            "another variable of the release), and a reload goes on with the old ones, so nothing was reloaded: deploy the version again, which "
+            "makes a release of them, or take the change back."
+        )
+    return ""
+
+
+def reload_live(settings: Settings, check_mode: bool, version: str = "", inputs: str = "") -> dict[str, Any]:
     """Reload the services of the live instance whose strategy is ``reload``; return what of the module's answer that changes.
 
+    :param version: refused unless it is what serves; :param inputs: the same, for the settings: see :func:`not_by_reload`.
     :raises Problem: when there is none, one does not run, or does not serve afterwards; what ended is started again then.
     """
     deployment = live_deployment(settings.layout)
@@ -41,6 +68,9 @@ def reload_live(settings: Settings, check_mode: bool) -> dict[str, Any]:
         raise Problem(
             f"Nothing of ours is current in {settings.layout.root}, so nothing can be reloaded: deploy a version first."
         )
+    wrong = not_by_reload(instance.document, version, inputs)
+    if wrong:
+        raise Problem(wrong)
     chosen = [
         Member(settings, deployment, spec, instance)
         for spec in instance.services

@@ -52,7 +52,8 @@ options:
       - V(deployed) makes the instance O(deployment) the live one.
       - V(started) starts what is down of the live instance, and stops what is left of others.
       - V(reloaded) sends HUP to the services of the live instance with O(services[].strategy=reload), and proves that new workers answer
-        under the same main process. What a release or its variables are made of is not read anew.
+        under the same main process. What a release or its variables are made of is not read anew; with O(version) or O(inputs) it is refused
+        where these are others than what serves.
       - V(stopped) stops all instances and the adopted installation; what is current stays current.
       - V(status) says what runs.
     type: str
@@ -82,7 +83,13 @@ options:
     type: str
     default: ''
   version:
-    description: The version as people call it; by default what the release's C(.release.json) says.
+    description:
+      - The version as people call it; by default what the release's C(.release.json) says.
+      - For O(state=reloaded) the version, or the beginning of the commit, that has to serve; empty accepts any.
+    type: str
+    default: ''
+  inputs:
+    description: For O(state=reloaded) the digest of the settings that the live release has to be made of; empty accepts any.
     type: str
     default: ''
   directory:
@@ -380,6 +387,7 @@ def main() -> None:
             "environment": {"type": "str", "no_log": True},
             "commit": {"type": "str", "default": ""},
             "version": {"type": "str", "default": ""},
+            "inputs": {"type": "str", "default": ""},
             "directory": {"type": "str", "default": ""},
             "environment_path": {"type": "str", "default": ""},
             "settings_module": {"type": "str", "default": ""},
@@ -415,7 +423,10 @@ def main() -> None:
             forgotten = not options["boot"] and answer["live"]["release"] is not None
             answer.update(stopped=stopped, changed=bool(running) or forgotten)
         elif options["state"] == "reloaded":
-            answer = {**status(settings), **reload_live(settings, module.check_mode)}
+            answer = {
+                **status(settings),
+                **reload_live(settings, module.check_mode, options["version"], options["inputs"]),
+            }
         else:
             environment = parse_environment(options["environment"], "app_environment")
             answer = bring_live(settings, options, environment, module.check_mode)

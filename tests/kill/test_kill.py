@@ -3,20 +3,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """An upgrade with a migration is killed at every task and inside the long ones; each time one release answers, and it is made good.
 
-KILL_EVERY=5 takes every fifth point; KILL_AT=37,37+1 takes these (``+1``: inside the task, the controller alone dies; ``+2``:
-later in it, all that it started on the host dies too).
+KILL_EVERY=5 takes every fifth point, with KILL_FROM=2 from the third on, with KILL_FROM=commit from one that the commit's hash says.
+KILL_AT=37,37+1 takes these (``+1``: inside the task, the controller alone dies; ``+2``: later in it, all that it started on the host
+dies too).
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from typing import NamedTuple
 
 import pytest
-from kill_site import NEW_MIGRATION, Run, Site, Task, Visitors
+from kill_site import NEW_MIGRATION, PROJECT, Run, Site, Task, Visitors
 
 EVERY = int(os.environ.get("KILL_EVERY") or "1")
+FROM = os.environ.get("KILL_FROM") or "0"
 AT = [word for word in os.environ.get("KILL_AT", "").split(",") if word]
 SWITCH = "restart | Start the new instance, prove it, give it the traffic"
 # Where the work is done: killed inside, too.
@@ -89,13 +92,27 @@ def points_of(tasks: list[Task], end: float) -> list[Point]:
     return found
 
 
+def begin_at(text: str, every: int) -> int:
+    """Return which of the first *every* points is tried: of ``commit`` another one for each commit, so that in time all are."""
+    if text == "commit":
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+        # An archive of the sources has no commit.
+        text = str(int(asked.stdout.strip()[:8] or "0", 16))
+    return int(text) % every
+
+
 def chosen(points: list[Point]) -> list[Point]:
     """Return those that the environment asks for, of each kind every fifth or so."""
     if AT:
         return [point for point in points if point.name in AT]
+    first = begin_at(FROM, EVERY)
     kept = []
     for inside in (False, True):
-        kept += [point for point in points if bool(point.after) == inside][::EVERY]
+        of_kind = [point for point in points if bool(point.after) == inside]
+        # Of few points there is one at least.
+        kept += of_kind[first % len(of_kind) :: EVERY]
     return sorted(kept)
 
 

@@ -54,6 +54,16 @@ class TestFirstDeployment:
         assert host.run("sudo passwd --status goexplorer").stdout.split()[1] == "L"
         assert {process.user for process in host.process.filter(comm="gunicorn")} <= {"goexplorer"}
 
+    def test_the_service_has_no_more_of_the_host_than_it_needs(self, site):
+        """By the kernel's own account of the process, and by what fails in its view of the files, even for root."""
+        look = """
+            touch /tmp/of-the-host; pid=$(pgrep -o -u goexplorer gunicorn) && grep NoNewPrivs /proc/$pid/status
+            nsenter --target "$pid" --mount sh -c '
+                for path in /etc /usr /srv/goexplorer/releases /srv/goexplorer/shared; do test -w $path && echo "may write $path"; done
+                test -e /tmp/of-the-host && echo "sees /tmp"; true'
+        """
+        assert site.run("sh", "-c", look).split() == "NoNewPrivs: 1 may write /srv/goexplorer/shared".split()
+
     def test_the_boot_unit_alone_is_enabled(self, host):
         assert host.service("goexplorer-test.service").is_enabled
         enabled = host.run(

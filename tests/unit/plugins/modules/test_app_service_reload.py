@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
+from ansible_collections.runbook.deploy.plugins.module_utils._reload import not_by_reload
 from ansible_collections.runbook.deploy.plugins.module_utils._service import workers
 from test_app_service import ONE, TWO, host
 
@@ -87,3 +88,35 @@ def test_nothing_to_reload(host):
     assert not host.deploy(ONE, host.release("r1")).get("failed")
     answer = host.run(state="reloaded")
     assert answer["failed"] and "strategy: reload" in answer["msg"] and ONE in host.ask()
+
+
+@pytest.mark.parametrize(
+    ("version", "inputs", "said"),
+    [
+        ("", "", ""),
+        ("v2.6", "0123abcd", ""),
+        ("c0ffee", "", ""),
+        ("v2.7", "0123abcd", "The version v2.7 is wanted, but v2.6 serves"),
+        ("c0f", "", "The version c0f is wanted"),
+        ("v2.6", "ffffffff", "The settings of the inventory are not those that v2.6 was started with"),
+    ],
+)
+def test_what_hup_cannot_bring(version, inputs, said):
+    live = {"release": "c0ffee000000-0123abcd", "version": "v2.6", "commit": "c0ffee" + "0" * 34}
+    found = not_by_reload(live, version, inputs)
+    assert said in found and bool(found) == bool(said)
+
+
+def test_other_code_or_settings_are_refused_before_anything_is_sent(host):
+    host.services = [host.web(strategy="reload")]
+    assert not host.deploy(ONE, host.release("r1")).get("failed")
+    before = pid_of(host)
+    for option, said in (
+        ({"version": "v9"}, "deploy it with"),
+        ({"inputs": "ffffffff"}, "deploy the version again"),
+    ):
+        for check in (True, False):
+            answer = host.run(check=check, state="reloaded", **option)
+            assert answer["failed"] and said in answer["msg"], answer
+    # This one ends on HUP, so it got none.
+    assert pid_of(host) == before and ONE in host.ask()
