@@ -62,7 +62,13 @@ class TestFirstDeployment:
                 for path in /etc /usr /srv/goexplorer/releases /srv/goexplorer/shared; do test -w $path && echo "may write $path"; done
                 test -e /tmp/of-the-host && echo "sees /tmp"; true'
         """
-        assert site.run("sh", "-c", look).split() == "NoNewPrivs: 1 may write /srv/goexplorer/shared".split()
+        assert site.run("sh", "-c", look).split() == [
+            "NoNewPrivs:",
+            "1",
+            "may",
+            "write",
+            "/srv/goexplorer/shared",
+        ]
 
     def test_the_boot_unit_alone_is_enabled(self, host):
         assert host.service("goexplorer-test.service").is_enabled
