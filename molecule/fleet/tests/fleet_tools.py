@@ -216,10 +216,10 @@ class Answer(NamedTuple):
 
 
 class Load:
-    """A constant load on the site, and what was seen of it."""
+    """A constant load on the site, and what was seen of it; *before*: seconds of it before anything else is done."""
 
-    def __init__(self, address: str, path: Path) -> None:
-        self.address, self.path = address, path
+    def __init__(self, address: str, path: Path, before: float = 8) -> None:
+        self.address, self.path, self.before = address, path, before
         self.rows: list[Answer] = []
 
     def __enter__(self) -> Load:
@@ -227,9 +227,9 @@ class Load:
         self.begun = time.time()
         self.process = subprocess.Popen(words)
         # The same load for some seconds without a deployment: what the machine does by itself.
-        time.sleep(8)
+        time.sleep(self.before)
         self.read()
-        assert self.answers, "no answer within 8 s"
+        assert self.answers, f"no answer within {self.before} s"
         self.switched = time.time()
         return self
 

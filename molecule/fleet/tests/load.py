@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A constant load on a web site, by a program of its own, and what each request got.
 
-    load.py ADDRESS RATE CONNECTIONS FILE
+    load.py ADDRESS[:PORT] RATE CONNECTIONS FILE
 
 Until it gets TERM it sends RATE requests a second over CONNECTIONS connections: every second one is kept open as a
 browser keeps it, the others are new for each request. It asks for the home page, the style sheet that this page names,
@@ -49,7 +49,7 @@ class Client:
     def ask(self, path: str, kind: str) -> None:
         """Send one request and write down what came."""
         if self.connection is None:
-            self.connection = http.client.HTTPConnection(self.address, 80, timeout=TIMEOUT)
+            self.connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT)
         headers = {"Host": self.address, "User-Agent": "visitor"}
         if not self.kept:
             headers["Connection"] = "close"
