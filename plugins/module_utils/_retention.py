@@ -32,7 +32,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 from ansible_collections.runbook.deploy.plugins.module_utils._record import undone
 
 # `<deployment>.env`, `.json`, `.boot`, `.supervisor`, `<deployment>.<service>.sh` and `.compose.yaml`, and the same of a trial instance.
-INSTANCE_FILE = re.compile(r"^(\d{8}T\d{6}-[0-9a-f]{4})(\.trial)?\.(env|json|boot|supervisor|[a-z0-9-]+\.(sh|compose\.yaml))$")
+INSTANCE_FILE = re.compile(
+    r"^(\d{8}T\d{6}-[0-9a-f]{4})(\.trial)?\.(env|json|boot|supervisor|[a-z0-9-]+\.(sh|compose\.yaml))$"
+)
 # However old they are, so many of the newest backups stay.
 MINIMUM_BACKUPS = 3
 # How manifests and records write times (UTC).

@@ -21,13 +21,18 @@ from ansible_collections.runbook.deploy.plugins.module_utils._compose_engine imp
     parse_containers,
     pick_port,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._contract import check_service, complete_service
+from ansible_collections.runbook.deploy.plugins.module_utils._contract import (
+    check,
+    check_service,
+    complete_service,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._instance import Instance, overlay_file
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._measured import mismatches
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._report import service_sentence, unsettled
 from ansible_collections.runbook.deploy.plugins.module_utils._retention import INSTANCE_FILE
+from test_contract import values
 
 IMAGE = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -278,6 +283,16 @@ def test_the_contract_takes_a_container() -> None:
     )
     (error,) = check_service(0, {"name": "web", "command": "x {socket}", "image": "shop:1"}, "/srv/shop")
     assert "only manager: compose looks at it" in error
+
+
+def test_flags_are_not_read_again_by_a_container() -> None:
+    services = [{"name": "web", "manager": "compose", "port": 8000}]
+    store = {"kind": "environment_file", "path": "/srv/shop/shared/flags.env"}
+    flags = {"store": store, "flags": ["NEW"], "stages": {"on": {"NEW": True}}}
+    assert check(values(app_services=services, app_flags=flags), "deployment") == []
+    store["reload"] = "web"
+    (error,) = check(values(app_services=services, app_flags=flags), "deployment")
+    assert "app_flags.store.reload is 'web', a container" in error
 
 
 def test_a_service_of_another_manager_needs_a_command() -> None:
