@@ -11,6 +11,8 @@ from recorded import in_store, on_host, unlike_schema
 
 # The deployments and rollbacks of the files before this one.
 AT_LEAST = 8
+# What the modules of a deployment do on a host, in this order.
+PHASES = ["release", "backup", "verify", "collectstatic", "migrate", "restart"]
 
 
 def test_every_record_on_the_host_is_as_the_schema_has_it(site):
@@ -26,3 +28,17 @@ def test_the_controller_has_a_copy_of_each_as_the_schema_has_it(site, reports):
     assert unlike_schema(copies) == []
     known = {Path(name).stem for name in copies}
     assert {Path(name).stem for name in on_host(site)} <= known
+
+
+def test_every_phase_has_written_its_begin_and_its_end(site):
+    deployed = 0
+    for name, record in on_host(site).items():
+        for phase in record["phases"]:
+            assert phase["state"] in ("done", "failed"), (name, phase)
+            assert record["begun"] <= phase["begun"] <= phase["finished"] <= record["finished"], (name, phase)
+            assert phase["seconds"] >= 0, (name, phase)
+        if record["kind"] == "deployment" and record["verdict"] == "success":
+            deployed += 1
+            # Rehearsal and maintenance only where there are such.
+            assert [entry["phase"] for entry in record["phases"] if entry["phase"] in PHASES] == PHASES, name
+    assert deployed > 0
