@@ -186,3 +186,15 @@ def test_check_mode_takes_nothing(host: Host, capsys: pytest.CaptureFixture[str]
     before = host.tree()
     assert not take(host, capsys, _ansible_check_mode=True).get("failed")
     assert host.tree() == before
+
+
+def test_what_gates_compare_with_is_in_the_record_from_the_first_phase_on(host: Host) -> None:
+    before = {"cursors": {"errors": {"inode": 7}}, "measured": {}, "checks": [], "first": False}
+    record = {"id": D1, "token": OLD, "host": "web1", "primary": False, "about": {}, "before": before}
+    with _record.open_journal(host.root, record, False) as journal, journal.phase("release"):
+        pass
+    assert stored(host)["before"] == before
+    # A later phase that does not bring it leaves it.
+    with old_run(host, primary=False) as journal, journal.phase("backup"):
+        pass
+    assert stored(host)["before"] == before
