@@ -32,13 +32,14 @@ GOOD = ("success", "no_change", "checked")
 
 
 def failure_lines(failures: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what failed, host by host: the reason first, then its evidence, indented."""
+    """Return what failed, host by host: the reason first, then what its evidence says beyond it, indented."""
     lines = []
     for failure in failures:
         where = f"{failure.get('phase', '?')} on {failure.get('host', '?')}"
-        lines.append(f"{where}: {str(failure.get('reason', '')).strip()}")
-        evidence = str(failure.get("evidence", "") or "").strip()
-        lines += [f"    {line}" for line in evidence.splitlines()[-20:]]
+        reason = str(failure.get("reason", "")).strip()
+        lines.append(f"{where}: {reason}")
+        evidence = str(failure.get("evidence", "") or "").strip().splitlines()[-20:]
+        lines += [f"    {line}" for line in evidence if not line.strip() or line.strip() not in reason]
     return lines
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._report import (
+    failure_lines,
     host_sentence,
     markdown,
     rehearsed,
@@ -185,3 +186,16 @@ def test_a_task_that_is_overdue_needs_attention_until_it_is_done() -> None:
     assert "later" not in text
     done = {**record, "due": [{**task, "state": "done"}]}
     assert "nothing needs attention." in shown(state(service(), record=done))
+
+
+def test_evidence_that_the_reason_quotes_is_not_shown_a_second_time():
+    failure = {
+        "phase": "smoke_test",
+        "host": "web1",
+        "reason": "The gate did not pass. Check 'health' failed: 404.",
+    }
+    evidence = "Check 'health' failed: 404.\nits log: KeyError"
+    assert failure_lines([{**failure, "evidence": evidence}]) == [
+        "smoke_test on web1: The gate did not pass. Check 'health' failed: 404.",
+        "    its log: KeyError",
+    ]
