@@ -93,13 +93,14 @@ def test_a_broken_release_never_takes_the_port(site: Site, seen: dict[str, str],
     assert (after["Id"], after["State"]["StartedAt"]) == (before["Id"], before["State"]["StartedAt"])
     require_serving(site, "v2.7", seen)
     assert site.records()[-1]["verdict"] in ("rolled_back", "abandoned")
-    reason = {
-        "broken-boot": "No module named",
-        "unhealthy": "unhealthy",
-        "crash-later": "does not stay up",
-        "not-built": "could not build the image",
+    # Of what ends after a while, a busy machine may see the wrong answers first.
+    reasons = {
+        "broken-boot": ["No module named"],
+        "unhealthy": ["unhealthy"],
+        "crash-later": ["does not stay up", "is not healthy"],
+        "not-built": ["could not build the image"],
     }[version]
-    assert reason in run.output, run.output[-4000:]
+    assert any(reason in run.output for reason in reasons), run.output[-4000:]
     assert SECRET[:30] not in run.output
 
 
