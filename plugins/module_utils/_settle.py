@@ -81,6 +81,15 @@ def begin(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str,
             f"with playbooks/deploy.yml {_lock.TAKE_OVER}.",
             interrupted=stopped,
         )
+    # Whether its lock is past or taken over.
+    dead = _record.interrupted(records, None)
+    left = _detached.left_at_work(layout, dead["id"]) if dead else []
+    if left:
+        raise Problem(
+            f"The process {left[0].pid} of the application still works for {dead['kind']} {dead['id']}, whose run is dead, and nothing "
+            "may begin beside it: wait until it has ended; playbooks/resume.yml waits for it and goes on from there.",
+            interrupted=dead,
+        )
     previous = live_before(layout, records)
     if previous is None and params["adopt"].get("service"):
         previous = {"release": None, "deployment": ADOPTED, "commit": None, "version": None}

@@ -10,6 +10,7 @@ import os
 import time
 
 import pytest
+from ansible_collections.runbook.deploy.plugins.module_utils import _detached
 from ansible_collections.runbook.deploy.plugins.module_utils import _lock as lock
 from ansible_collections.runbook.deploy.plugins.module_utils import _record as records
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import write_json
@@ -170,6 +171,33 @@ def test_an_interrupted_deployment_is_refused_until_it_is_taken_over(host, ask) 
     late = ask(state="finished", record=first, verdict="success")
     assert late["failed"] is True
     assert lock.read_lock(host.layout)["token"] == second["record"]["token"]
+
+
+def test_nothing_begins_beside_a_command_of_a_dead_run(host, ask) -> None:
+    first = begin(ask)["record"]
+    command = host.start("", first["id"], R2, address="-")
+    refused = begin(ask, take_over=True)
+    assert f"process {command.pid} of the application still works" in refused["msg"]
+    assert "playbooks/resume.yml" in refused["msg"]
+    assert lock.read_lock(host.layout)["token"] == first["token"]
+    host.kill(command)
+    assert begin(ask, take_over=True)["interrupted"]["id"] == first["id"]
+
+
+def test_nothing_is_finished_while_a_migration_works_and_its_files_go_with_the_verdict(host, ask) -> None:
+    first = begin(ask)["record"]
+    place = _detached.Place(host.layout, first["id"], "migrate")
+    place.prepare()
+    command = host.start("", first["id"], R2, address="-")
+    lives = {"pid": command.pid, "start_time": _detached.start_time(command.pid), "boot": lock.boot_id()}
+    about = {"deployment": first["id"], "phase": "migrate", "since": "2026-01-01T00:00:00Z", "process": lives}
+    place.about.write_text(json.dumps(about))
+    refused = ask(state="finished", record=first, verdict="stopped")
+    assert f"still runs as process {command.pid}" in refused["msg"]
+    assert stored(host, first["id"])["verdict"] is None
+    host.kill(command)
+    assert not ask(state="finished", record=first, verdict="stopped").get("failed")
+    assert not place.directory.exists()
 
 
 def test_a_resumption_waits_for_the_lease_and_needs_no_word_after_it(host, ask) -> None:
