@@ -201,7 +201,7 @@ previous:
 services:
   description:
     - The services that run or should run. Each has C(name), C(kind), C(manager), C(strategy), C(deployment), C(running), C(pid),
-      C(detail) in words, and C(seconds) from its start until it was healthy.
+      C(detail) in words, C(seconds) from its start until it was healthy, and under C(compose) C(image), the digest of its image in short.
   returned: success
   type: list
   elements: dict

@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.runbook.deploy.plugins.module_utils import _compose, _compose_image, _compose_state
+from ansible_collections.runbook.deploy.plugins.module_utils import (
+    _compose,
+    _compose_engine,
+    _compose_image,
+    _compose_state,
+    _state,
+)
 from ansible_collections.runbook.deploy.plugins.module_utils._chosen import complete
 from ansible_collections.runbook.deploy.plugins.module_utils._compose_engine import (
     Container,
@@ -247,6 +253,17 @@ def test_a_worker_needs_no_port() -> None:
         {**SPEC, "kind": "worker", "port": 0}, [container(ports=())], {DEPLOYMENT: IMAGE}
     )
     assert (found["answers"], found["running"], found["release"]) == (None, True, "r1")
+
+
+def test_a_host_without_docker_is_a_problem_before_anything_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_compose_engine, "DEFAULT_PATH", str(tmp_path))
+    state = _state.measure(Layout(tmp_path), services=[SPEC])
+    (problem,) = (entry for entry in state["problems"] if entry["code"] == "compose_missing")
+    assert problem["message"].startswith("There is no docker command on this host")
+    (found,) = state["services"]
+    assert (found["running"], found["answers"], found["foreign"]) == (False, False, None)
 
 
 @pytest.mark.parametrize(
