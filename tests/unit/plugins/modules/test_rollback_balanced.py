@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Rolling(Fleet):
             "unknown": [],
             "code_first": False,
             "target": {"release": OLD, "deployment": "20260101T000000-0000"},
-            "batches": [["one"], ["two"]],
+            "batches": variables.pop("batches", [["one"], ["two"]]),
         }
         state = {"releases": [{"name": OLD}]}
         plan["targets"], plan["steps"] = steps_of(plan, {"one": state, "two": state}, "one", {})
@@ -119,6 +120,15 @@ def test_an_emergency_does_not_wait_for_the_balancer(fleet):
     assert outcome["one"]["failure"] == outcome["two"]["failure"] == {}, fleet.output
     assert "Let the load balancer have the host" not in fleet.output
     assert fleet.site.one.process.wait() == fleet.site.two.process.wait() == -9
+
+
+def test_batches_go_back_in_their_order(fleet):
+    """Not in the order in which hosts answer: the first is the first, and looked at, before the others."""
+    outcome = fleet.run(batches=[["two"], ["one"]], rollback_mode="emergency")
+    assert outcome["one"]["failure"] == outcome["two"]["failure"] == {}, fleet.output
+    begun = [line for line in fleet.output.splitlines() if "Start the instance before again" in line]
+    hosts = re.findall(r"^changed: \[(one|two)\]", fleet.output[fleet.output.index(begun[0]) :], re.MULTILINE)
+    assert len(begun) == 2 and hosts[0] == "two", fleet.output
 
 
 def test_nothing_is_begun_when_the_time_is_up(fleet):
