@@ -248,6 +248,27 @@ def test_begin_end_and_downtime_are_in_the_record(root, capsys):
     assert set(found["downtime"]) == set(schema["properties"]["downtime"]["properties"])
 
 
+def test_what_a_web_server_on_another_host_showed_is_in_the_record_of_the_primary(root, capsys, tmp_path):
+    given = options(root, "file")
+    record = {"id": DEPLOYMENT, "token": "t", "host": "web2", "primary": False, "about": {"release": RELEASE}}
+    # There it has a directory of its own, and neither the application's nor a record.
+    front = {**given, "root": str(tmp_path / "nothing"), "directory": str(tmp_path / "front")}
+    assert run(capsys, front, "on", deployment=DEPLOYMENT, expected=12.5)["maintenance"]["on"]
+    run(capsys, given, "noted", record=record, deployment=DEPLOYMENT, expected=12.5)
+    downtime = run(capsys, front, "off", deployment=DEPLOYMENT)["downtime"]
+    assert not (tmp_path / "nothing").exists()
+    preview = run(capsys, given, "noted", True, record=record, downtime=downtime)
+    assert preview["changed"] is False
+    answer = run(capsys, given, "noted", record=record, deployment=DEPLOYMENT, downtime=downtime)
+    assert answer["changed"] is False and answer["downtime"] == downtime
+    found = json.loads((root / "deployments" / f"{DEPLOYMENT}.json").read_text())
+    assert [(p["phase"], p["state"], p["result"]["maintenance"]) for p in found["phases"]] == [
+        ("maintenance", "done", {"on": True, "by_hand": False, "expected": 13}),
+        ("maintenance off", "done", {"on": False, "by_hand": False}),
+    ]
+    assert found["downtime"] == downtime and downtime["seconds"] >= 0 and downtime["expected"] == 13
+
+
 def test_under_systemd_a_unit_that_a_reboot_starts_again_waits(root, tmp_path, monkeypatch):
     called = []
 
