@@ -70,7 +70,7 @@ def test_broken_release_answers_nobody(fleet, version):
     with fleet.load() as load:
         run = fleet.play("deploy", "-e", f"version={version}")
     print(load)
-    assert run.code != 0 and "FAILED, AND TAKEN BACK" in run.block, run.block
+    assert run.code != 0 and "FAILED, NOTHING LIVE WAS CHANGED" in run.block, run.block
     assert load.failed == [] and load.steady()
     assert {row.version for row in load.answers if row.version} == {"v2.6"}
     # One host tried it, and no other.
