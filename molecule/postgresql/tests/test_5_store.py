@@ -90,21 +90,25 @@ class TestCopiedDuringADeployment:
         assert there == copy["manifest"]["sha256"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def lost(name, site):
     """The host without its backup."""
-    site.run("rm", "-r", f"{site.root}/backups/{name}")
+    site.run("rm", "-rf", f"{site.root}/backups/{name}")
     return name
 
 
-def untouched(done, site, server, name) -> None:
-    """Nothing live was changed, and nothing that looks like the backup has come to the host."""
+def untouched(done, server) -> None:
+    """Nothing live was changed, and nobody noticed anything."""
     assert done.run.code != 0, str(done.run)
     assert done.traffic.failed == []
     assert done.traffic.versions == ["destructive"]
     assert server.kept() == done.before.kept
     assert server.objects() == done.before.objects
     assert server.migrations()[-1] == DESTRUCTIVE
+
+
+def absent(site, name) -> None:
+    """Nothing that looks like the backup has come to the host."""
     assert site.attempt("ls", f"{site.root}/backups/{name}").returncode != 0
     assert site.run("sh", "-c", f"ls -A {site.root}/backups | grep fetching || true") == ""
 
@@ -121,7 +125,8 @@ class TestLostOnTheHost:
         finally:
             s3.start()
         done.run.line(f"The copies cannot be listed in the bucket '{BUCKET}' at {s3.endpoint}")
-        untouched(done, site, server, lost)
+        untouched(done, server)
+        absent(site, lost)
         after(done, "destructive")
 
     def test_a_copy_with_one_other_byte_is_refused_and_nothing_happens(
@@ -131,7 +136,20 @@ class TestLostOnTheHost:
             assert not store.copy(lost)["whole"]
             done = step("rollback", *with_store, *CONSENT)
         done.run.line(f"The copy of the backup {lost} in the bucket .* is damaged: the sha256")
-        untouched(done, site, server, lost)
+        untouched(done, server)
+        absent(site, lost)
+        after(done, "destructive")
+
+    def test_without_consent_it_is_fetched_to_count_what_would_be_lost(
+        self, lost, store, step, site, server, after, with_store
+    ):
+        done = step("rollback", *with_store)
+        untouched(done, server)
+        done.run.line("would lose writes made since it was taken: .*writer_deletions: [0-9]+ inserts")
+        done.run.line("rollback_consent=true")
+        copy = store.copy(lost)
+        there = site.run("sha256sum", f"{site.root}/backups/{lost}/{copy['manifest']['file']}").split()[0]
+        assert there == copy["manifest"]["sha256"]
         after(done, "destructive")
 
     def test_it_comes_back_from_the_store_and_is_restored(
