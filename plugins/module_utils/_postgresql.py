@@ -35,6 +35,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_catalog
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._postgresql_client import (
     LOCK_SECONDS,
+    SEARCH_PATH,
     SESSIONS,
     Client,
     Login,
@@ -154,8 +155,19 @@ class Postgresql(ServerEngine):
         return {"server": self.server_version(), "pg_dump": self._pg_dump_version()}
 
     def server_version(self) -> str:
-        """Return what the server says its version is."""
-        return self.client.statements(["SHOW server_version"]).strip()
+        """Return what the server says its version is.
+
+        :raises Problem: when a pooler stands before it that drops what a session begins with (``ignore_startup_parameters``).
+        """
+        asked = "SELECT json_build_array(current_setting('server_version'), current_setting('search_path'))"
+        found, path = self.client.query(asked)
+        if path != SEARCH_PATH:
+            raise Problem(
+                f"At {self.client.address()} is a pooler that forgets with which settings a session begins (search_path is {path!r}, not "
+                f"{SEARCH_PATH!r}), so that neither a backup nor a restore is safe; nothing was changed: name the server itself in "
+                "app_database.host and app_database.port."
+            )
+        return str(found)
 
     def _pg_dump_version(self) -> str:
         done = subprocess.run(

@@ -35,6 +35,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 CONNECT = 10
 STATEMENT = 600.0
 LOCK_SECONDS = 30
+# What every session begins with: a pooler that drops it is known by it.
+SEARCH_PATH = "pg_catalog"
 APPLICATION = "runbook.deploy"
 # Sessions of others. The server's own workers (autovacuum), which have no user, are not counted: only a superuser may end them,
 # and whatever needs a database for itself ends them anyway.
@@ -143,7 +145,7 @@ class Client:
             "PGAPPNAME": APPLICATION,
             "PGCONNECT_TIMEOUT": str(CONNECT),
             "PGCLIENTENCODING": "UTF8",
-            "PGOPTIONS": f"{LIMITS} -c lock_timeout={LOCK_SECONDS}s -c search_path=pg_catalog -c timezone=UTC -c datestyle=ISO",
+            "PGOPTIONS": f"{LIMITS} -c lock_timeout={LOCK_SECONDS}s -c search_path={SEARCH_PATH} -c timezone=UTC -c datestyle=ISO",
         }
         if self.login.password:
             found["PGPASSWORD"] = self.login.password

@@ -749,6 +749,38 @@ def test_of_two_makers_clients_the_one_of_the_server_s_is_used(
     assert client.program("dump") == str(tmp_path / dump)
 
 
+@pytest.mark.parametrize(
+    ("said", "server", "refused"),
+    [
+        (MARIADB, "10.11.19-MariaDB-0+deb12u1", ""),
+        (MARIADB, "10.6.22-MariaDB", ""),
+        (MARIADB, "11.4.2-MariaDB", "MariaDB's 10.11"),
+        (MYSQL, "8.0.36", ""),
+        (MYSQL, "9.1.0", "MySQL's 8.4"),
+        # Each counts for himself.
+        (MARIADB, "8.4.6", "MariaDB's 10.11"),
+        (MYSQL, "5.5.68-MariaDB", "MySQL's 8.4"),
+    ],
+)
+def test_a_client_that_is_older_or_the_other_maker_s_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, server: str, refused: str
+) -> None:
+    (tmp_path / "mysqldump").write_text(f"#!/bin/sh\necho 'mysqldump  {said}'\n")
+    (tmp_path / "mysqldump").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(client_of, "PLACES", ())
+    engine = engine_of({"engine": "mysql", "name": "shop", "user": "app"})
+    assert isinstance(engine, mysql.Mysql)
+    monkeypatch.setattr(engine, "server_version", lambda: server)
+    if not refused:
+        engine.require_tools()
+        return
+    with pytest.raises(
+        Problem, match=f"{refused}.*but the server at .* is {server}.*of its version or newer"
+    ):
+        engine.require_tools()
+
+
 def test_the_file_with_the_password_is_private_and_gone_afterwards(server: Server) -> None:
     client = Client({"name": "shop", "host": "127.0.0.1", "port": server.port}, Login("app", "a#b c", None))
     with client.options() as argument:

@@ -23,6 +23,7 @@ from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_s
     Server,
     serving,
 )
+from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.pgbouncer_server import pooling
 
 TABLES = """CREATE TABLE note (id serial PRIMARY KEY, body text);
 INSERT INTO note (body) SELECT 'text ' || n FROM generate_series(1, 500) n"""
@@ -62,10 +63,10 @@ def engine_for(server: Server, admin: bool = False, **changes: Any) -> Any:
     )
 
 
-def take(layout: Layout, server: Server, admin: bool = False, **changes: Any) -> _backup.Taken:
+def take(layout: Layout, server: Server, admin: bool = False, port: int = 0, **changes: Any) -> _backup.Taken:
     request = _backup.Request(**{"id": "b1", "kind": "manual", "framework": "none", **changes})
     with _backup.backups_locked(layout):
-        return _backup.take(layout, engine_for(server, admin), request)
+        return _backup.take(layout, engine_for(server, admin, port=port or server.port), request)
 
 
 def restore(layout: Layout, server: Server, admin: bool = False, consent: bool = True) -> dict[str, Any]:
@@ -210,3 +211,19 @@ def test_the_servers_own_disk_is_looked_at(server: Server) -> None:
     make(server)
     assert engine_for(server).server_space(5) == [(server.directory / "data", 5)]
     assert engine_for(server, host="192.0.2.1").server_space(5) == []
+
+
+@pytest.mark.parametrize(
+    ("ignored", "words"),
+    [("extra_float_digits", "this is a pooler"), ("extra_float_digits, options", "a pooler that forgets")],
+)
+def test_no_backup_comes_through_a_pooler(layout: Layout, server: Server, ignored: str, words: str) -> None:
+    """It would drop the settings of each session, and its limits; one way or the other it is told apart."""
+    make(server)
+    with (
+        pooling(server, "transaction", ignored) as port,
+        pytest.raises(Problem, match=f"{words}.*name the server itself in app_database.host"),
+    ):
+        take(layout, server, port=port)
+    assert not [path for path in layout.backups.iterdir() if path.name != _backup.LOCK]
+    assert databases(server) == ["shop"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +22,9 @@ from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_s
     PASSWORD,
     Server,
     ServerProject,
-    free_port,
-    ordinary_user,
-    program,
     serving,
 )
+from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.pgbouncer_server import pooling
 
 Run = Callable[..., dict[str, Any]]
 ADD = 'migrations.AddField("order", "note", models.TextField(null=True))'
@@ -383,41 +380,11 @@ def test_a_lock_that_is_given_later(project: ServerProject, run: Run) -> None:
 @POSTGRESQL
 @pytest.mark.usefixtures("before")
 def test_a_pooler_in_transaction_mode_is_refused(project: ServerProject, run: Run) -> None:
-    binary = program("pgbouncer")
-    port, directory = free_port(), project.server.directory
-    configuration = directory / "pool.ini"
-    users = directory / "users.txt"
-    users.write_text(f'"app" "{PASSWORD}"\n')
-
-    def pool(mode: str) -> subprocess.Popen[bytes]:
-        configuration.write_text(
-            f"[databases]\n* = host=127.0.0.1 port={project.server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-            f"listen_port = {port}\nunix_socket_dir =\nauth_type = plain\nauth_file = {users}\npool_mode = {mode}\n"
-            "ignore_startup_parameters = extra_float_digits\n"
-        )
-        process = subprocess.Popen(
-            [binary, str(configuration)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            **ordinary_user(),
-        )
-        deadline = time.monotonic() + 30
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-                return process
-            time.sleep(0.02)
-
     project.migration("0002_note", "0001_initial", ADD)
-    project.configure(PORT=port, DISABLE_SERVER_SIDE_CURSORS=True)
-    live = {**project.server.database, "port": port}
     for mode, refused in (("transaction", True), ("session", False)):
-        process = pool(mode)
-        try:
-            found = run(state="applied", live_database=live)
-        finally:
-            process.kill()
-            process.wait()
+        with pooling(project.server, mode) as port:
+            project.configure(PORT=port, DISABLE_SERVER_SIDE_CURSORS=True)
+            found = run(state="applied", live_database={**project.server.database, "port": port})
         assert found["failed"] is refused, found
         if refused:
             assert "gives each transaction another session" in found["msg"]
