@@ -46,7 +46,7 @@ serverurl=unix://{root}/control
 username=admin
 password=of-the-socket
 [program:stranger]
-command=/bin/sleep 600
+command=/bin/sleep 86400
 [include]
 files={root}/conf.d/*.conf
 """
