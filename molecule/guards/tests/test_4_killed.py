@@ -73,6 +73,9 @@ def test_the_controller_is_killed(site, phase, on, playbook, after):
     assert site.play("resume").rc != 0
     assert site.answer() == serving
     words = ("-e", "version=v2.7") if playbook == "deploy" else ()
+    if playbook == "resume" and set(serving) == {"v2.7"}:
+        # The module that restarts the last host goes on to its end: only later steps are open, and they are made up for.
+        after = "v2.7"
     site.good(playbook, *words, *TAKE_OVER.split())
     assert site.answer() == [after, after]
     for member in site.members:
