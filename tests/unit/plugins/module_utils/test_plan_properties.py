@@ -35,7 +35,8 @@ def trials(database: Mapping[str, Any]) -> list[dict[str, Any]]:
         [django_python(), str(script), str(agent), json.dumps(database), str(SEED), str(CHAINS), str(LENGTH)],
         capture_output=True,
         text=True,
-        timeout=60 + 20 * CHAINS,
+        # A chain is a second or two; a machine that does much else may take its time.
+        timeout=300 + 60 * CHAINS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
