@@ -294,6 +294,28 @@ def test_another_image_behind_the_same_labels_is_seen_and_replaced(host: Host) -
     assert host.ask() == f"{ONE} one"
 
 
+def test_an_image_that_is_gone_is_missed_before_anything_is_stopped(host: Host) -> None:
+    one, two = host.release("one"), host.release("two")
+    host.deploy(ONE, one)
+    former = host.container()["Image"]
+    host.deploy(TWO, two)
+    before = host.container()
+    docker("image", "rm", "--force", former)
+    answer = host.deploy(ONE, one, services=None)
+    assert answer["failed"] and answer["live_changed"] is False
+    assert (
+        f"The image {former[7:19]} of service 'web'" in answer["msg"]
+        and "deploy its version again" in answer["msg"]
+    )
+    assert host.container()["Id"] == before["Id"]
+    assert host.ask() == f"{TWO} two"
+    # Deployed again, it is built again.
+    answer = host.run(compose_image, **host.about(), release=one, services=host.services)
+    assert answer["changed"] is True
+    assert host.deploy(THREE, one)["changed"] is True
+    assert host.ask() == f"{THREE} one"
+
+
 def test_what_a_killed_run_left_is_stopped(host: Host) -> None:
     one, two = host.release("one"), host.release("two")
     host.deploy(ONE, one)
