@@ -36,6 +36,21 @@ PLAYBOOK = """
         content: "{{ {'failure': rollback_failure | default({}), 'undrained': rollback_undrained | default({}),
           'left_out': restart_left_out | default({})} | to_json }}"
 """
+# What a run leaves that is cut off when it has taken a host out, and what a rollback does at its end.
+ONE_STEP = """
+- hosts: app
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role:
+        name: runbook.deploy.{role}
+        tasks_from: {file}
+        rolespec_validate: false
+      when: inventory_hostname in {hosts}
+    - ansible.builtin.copy:
+        dest: "{{{{ rollback_root }}}}/outcome.json"
+        mode: "0600"
+        content: "{{{{ restart_left_out | default({{}}) | to_json }}}}"
+"""
 OLD = "0123456789ab-00000000"
 
 
@@ -129,6 +144,20 @@ def test_batches_go_back_in_their_order(fleet):
     begun = [line for line in fleet.output.splitlines() if "Start the instance before again" in line]
     hosts = re.findall(r"^changed: \[(one|two)\]", fleet.output[fleet.output.index(begun[0]) :], re.MULTILINE)
     assert len(begun) == 2 and hosts[0] == "two", fleet.output
+
+
+def test_a_host_that_a_run_has_left_out_is_put_back_at_the_end(fleet):
+    """It would get no requests for ever, while everything else says that nothing needs attention."""
+    play = fleet.directory / "play.yml"
+    play.write_text(ONE_STEP.format(role="restart", file="drain.yml", hosts=["two"]), encoding="utf-8")
+    fleet.run()
+    assert fleet.site.status("two") == "MAINT"
+    play.write_text(
+        ONE_STEP.format(role="rollback", file="balanced.yml", hosts=["one", "two"]), encoding="utf-8"
+    )
+    # As where nothing goes back: this run takes nobody out.
+    assert fleet.run(rollback_mode="emergency") == {"one": {}, "two": {}}, fleet.output
+    assert fleet.site.status("one").startswith("UP") and fleet.site.status("two").startswith("UP")
 
 
 def test_nothing_is_begun_when_the_time_is_up(fleet):
