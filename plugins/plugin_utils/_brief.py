@@ -14,6 +14,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from ansible.plugins.callback.default import CallbackModule as Default
+from ansible_collections.runbook.deploy.plugins.plugin_utils._forks import prepare
 
 PHASE = "Phase "
 # They have shown everything themselves.
@@ -27,6 +28,8 @@ class Brief(Default):
         super().__init__()
         # The phase whose task is next; one that has nothing to do is skipped, and includes nothing.
         self._pending = ""
+        # Of what every play loads, callbacks alone are made in the process that forks, and before its first task.
+        prepare()
 
     @property
     def _brief(self) -> bool:
