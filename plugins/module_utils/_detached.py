@@ -57,8 +57,8 @@ SHOWN = 20
 # The descriptors that a program starts with.
 STANDARD = (0, 1, 2)
 
-Work = Callable[[], "dict[str, Any]"]
-Clean = Callable[["dict[str, Any]"], "dict[str, Any]"]
+Work = Callable[[], dict[str, Any]]
+Clean = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Place:
