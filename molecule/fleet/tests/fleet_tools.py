@@ -152,7 +152,7 @@ class Run(NamedTuple):
         """The block that a person reads, from the verdict on."""
         found = list(
             re.finditer(
-                r"^(?:(?:deployment|rollback) \S+ of )?goexplorer \(fleet\).*", self.output, re.MULTILINE
+                r"^(?:(?:deployment|rollback) (?:\S+ )?of )?goexplorer \(fleet\).*", self.output, re.MULTILINE
             )
         )
         text = self.output[found[-1].start() :] if found else self.output[-3000:]
