@@ -84,8 +84,8 @@ class Site:
                 connection.execute(statement)
         connection.close()
 
-    def play(self, *arguments: str) -> str:
-        """Run the playbook and return what it said."""
+    def play(self, *arguments: str, playbook: Path = PROJECT / "playbooks" / "backup.yml") -> str:
+        """Run the *playbook* and return what it said."""
         collections = PROJECT.parents[2] if PROJECT.parent.name == "runbook" else PROJECT / ".ansible_dev"
         environment = {
             **os.environ,
@@ -94,7 +94,7 @@ class Site:
             "ANSIBLE_LOCALHOST_WARNING": "0",
         }
         done = subprocess.run(
-            [Path(sys.executable).parent / "ansible-playbook", "-i", "hosts.json", PROJECT / "playbooks" / "backup.yml", *arguments],
+            [Path(sys.executable).parent / "ansible-playbook", "-i", "hosts.json", playbook, *arguments],
             cwd=self.directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500, check=False,
         )  # fmt: skip
         said = done.stdout + done.stderr
@@ -135,3 +135,42 @@ def test_a_backup_that_the_host_has_lost_comes_back_from_the_store_and_can_be_re
     live = sqlite3.connect(site.database)
     assert live.execute("SELECT count(*) FROM note").fetchone() == (0,)
     live.close()
+
+
+def test_a_rollback_asks_the_store_only_for_what_the_host_has_lost(site: Site) -> None:
+    """The part of the role that both its plan and its restore begin with."""
+    site.play()
+    (name,) = site.kept()
+    dump = next((site.root / "backups" / name).glob("database.*"))
+    data = dump.read_bytes()
+    record = {"backup": {"id": name}}
+    part = {"name": "runbook.deploy.rollback", "tasks_from": "fetch.yml"}
+    variables = {
+        "__rollback_undone": record,
+        "rollback_application": "shop",
+        "rollback_stage": "production",
+        "rollback_python": sys.executable,
+        "rollback_build_environment": {},
+        "rollback_timeout": 300,
+    }
+    play = [
+        {
+            "hosts": "app",
+            "gather_facts": False,
+            "tasks": [
+                {"ansible.builtin.import_role": part, "vars": {**variables, "rollback_root": str(site.root)}}
+            ],
+        }
+    ]
+    playbook = site.directory / "fetch.json"
+    playbook.write_text(json.dumps(play))
+    away = [
+        "-e",
+        json.dumps({"rollback_backup_store": {"endpoint": "http://127.0.0.1:9", "bucket": BUCKET, **KEYS}}),
+    ]
+    # It is whole, so that nobody is asked, and a store that is away is no matter.
+    site.play(*away, playbook=playbook)
+    shutil.rmtree(dump.parent)
+    site.play(playbook=playbook)
+    assert site.kept() == [name]
+    assert dump.read_bytes() == data
