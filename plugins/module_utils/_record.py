@@ -395,7 +395,9 @@ class Journal:
             # The primary, which finishes last, goes on: the fleet is taken back, this host with it.
             found.update(verdict=None, finished=None)
         # Made on the controller; it comes with the next phase, so that a run that dies has told what others go on from.
-        found.update({name: plain(self.record[name]) for name in ("forecast", "before") if self.record.get(name)})
+        found.update(
+            {name: plain(self.record[name]) for name in ("forecast", "before") if self.record.get(name)}
+        )
         return found
 
     def update(self, **fields: Any) -> None:
