@@ -285,7 +285,7 @@ removed:
       type: list
       elements: str
 unstored:
-  description: Finished records that O(stored_records) lacks, without their tokens, the oldest first and at most 20 at a time; that of this run is not among them.
+  description: Finished records that O(stored_records) lacks, without their tokens, the oldest first, at most 20 at a time; this run's is not among them.
   returned: when O(state=finished)
   type: list
   elements: dict

@@ -235,7 +235,7 @@ def test_a_run_that_is_killed_while_it_stops_them_is_made_good_by_another(front)
     running.wait()
     assert not front.page()
     go.touch()
-    front.shop.until(lambda: front.shop.noted(), "the task that ran")
+    front.shop.until(front.shop.noted, "the task that ran")
     # Another process, which knows nothing of that run.
     known = front.run("settle", maintenance_keep=False)
     assert not known["left_on"] and not front.page()
