@@ -112,7 +112,7 @@ class TestWithoutTheAdministrator:
 
     def test_preflight_names_what_is_missing_and_the_cures(self, powerless):
         assert "The user leadbook may not create databases at 127.0.0.1:3306" in powerless.run.output
-        for cure in (r"GRANT ALL ON `runbook\_%`.* TO leadbook@", "app_database_admin"):
+        for cure in (r"GRANT ALL ON `runbook\_%`.* TO 'leadbook'@'", "app_database_admin"):
             assert cure in powerless.run.output
 
     def test_a_deployment_ends_before_anything_is_changed(self, powerless, server, after):
