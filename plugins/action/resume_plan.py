@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
                 "framework": {"type": "str", "default": "django"},
             }
         )
-        plan = decide(**{name: args[name] for name in ("states", "primary", "asked", "inputs", "framework")})
+        plan = decide(**args)
         text = sentence(plan)
         result.update(changed=False, plan=plan, sentence=text)
         if plan["way"] == "refuse":

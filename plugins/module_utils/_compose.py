@@ -258,8 +258,7 @@ class ComposeUnit:
 
     def owns(self, pid: int) -> bool:
         """Return whether the process *pid* belongs to this service."""
-        entry = _processes.process(pid)
-        return entry is not None and (entry.service, entry.deployment) == (self.service, self.deployment)
+        return _processes.carries(pid, self.service, self.deployment)
 
     def _files(self, instance: Instance) -> list[Path]:
         directory = self.layout.release(instance.release) / str(instance.document.get("directory") or "")

@@ -222,8 +222,7 @@ class ProcessUnit:
         found = self.main()
         if found and session_of(pid) == found[0]:
             return True
-        entry = _processes.process(pid)
-        return entry is not None and (entry.service, entry.deployment) == (self.service, self.deployment)
+        return _processes.carries(pid, self.service, self.deployment)
 
     def exists(self) -> bool:
         """Return whether anything of the service is left that :meth:`stop` would end."""

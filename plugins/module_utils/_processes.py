@@ -143,6 +143,12 @@ def process(pid: int) -> Process | None:
     )
 
 
+def carries(pid: int, service: str, deployment: str) -> bool:
+    """Return whether *pid* has the names of *service* and its *deployment* in its environment."""
+    entry = process(pid)
+    return entry is not None and (entry.service, entry.deployment) == (service, deployment)
+
+
 def application_processes(root: str | os.PathLike[str]) -> list[Process]:
     """Return the living processes of the application below *root*, by PID; one scan of /proc.
 

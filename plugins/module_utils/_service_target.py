@@ -208,11 +208,7 @@ class Own:
 
     def owns(self, pid: int) -> bool:
         """Return whether *pid* carries its name in its environment."""
-        entry = _processes.process(pid)
-        return entry is not None and (entry.service, entry.deployment) == (
-            self._unit.service,
-            self._unit.deployment,
-        )
+        return _processes.carries(pid, self._unit.service, self._unit.deployment)
 
     def tail(self, left: float) -> str:
         """Return the last lines of its log."""
@@ -220,7 +216,22 @@ class Own:
         return self._unit.tail(LOG_LINES)
 
 
-class Supervised:
+class Managed:
+    """A service of ``app_services`` whose manager tells its processes by their environment, and keeps its log."""
+
+    _unit: SupervisorUnit | ComposeUnit
+
+    def owns(self, pid: int) -> bool:
+        """Return whether *pid* carries its name in its environment."""
+        return self._unit.owns(pid)
+
+    def tail(self, left: float) -> str:
+        """Return the last lines of its log."""
+        del left
+        return self._unit.tail(LOG_LINES)
+
+
+class Supervised(Managed):
     """A service of ``app_services`` under the manager ``supervisor``."""
 
     manager = "supervisord"
@@ -245,17 +256,8 @@ class Supervised:
             return State(found.pid, found.started, None, "", "")
         return State(0, 0, None, "", f"supervisord says {found.detail}")
 
-    def owns(self, pid: int) -> bool:
-        """Return whether *pid* carries its name in its environment."""
-        return self._unit.owns(pid)
 
-    def tail(self, left: float) -> str:
-        """Return the last lines of its log."""
-        del left
-        return self._unit.tail(LOG_LINES)
-
-
-class Contained:
+class Contained(Managed):
     """A service of ``app_services`` under the manager ``compose``."""
 
     manager = "the container engine"
@@ -282,15 +284,6 @@ class Contained:
             # Whose port it is, the engine knows: on the host it listens itself.
             return State(found.pid, found.started, found.restarts, "", self._unit.listens())
         return State(0, 0, found.restarts, "", found.detail)
-
-    def owns(self, pid: int) -> bool:
-        """Return whether *pid* carries its name in its environment."""
-        return self._unit.owns(pid)
-
-    def tail(self, left: float) -> str:
-        """Return the last lines of its log."""
-        del left
-        return self._unit.tail(LOG_LINES)
 
 
 class Target(NamedTuple):

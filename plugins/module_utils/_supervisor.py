@@ -411,8 +411,7 @@ class SupervisorUnit:
 
     def owns(self, pid: int) -> bool:
         """Return whether the process *pid* belongs to this service."""
-        entry = _processes.process(pid)
-        return entry is not None and (entry.service, entry.deployment) == (self.service, self.deployment)
+        return _processes.carries(pid, self.service, self.deployment)
 
     def exists(self) -> bool:
         """Return whether anything of the service is left that :meth:`stop` would end."""
