@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.complete
 SCENARIO ?=
+# What the short form of a scenario leaves out.
+SHORT := PYTEST_ADDOPTS="-m 'not long' $${PYTEST_ADDOPTS:-}"
 RERUNS ?= 0
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Colours are for people; a log is read by programs too.
@@ -43,10 +45,13 @@ lint-format: $(READY)
 lint-specs: $(READY)
 	python tests/check_specs.py
 
-.PHONY: unit
-unit: $(READY) ## unit tests; RERUNS=1 gives a failed one a second attempt, and names it
+.PHONY: unit unit-long
+unit: $(READY) ## unit tests but the long ones; RERUNS=1 gives a failed one a second attempt, and names it
 	@mkdir -p build/reports
-	python -m pytest -q -n 2 -r fEsR --reruns $(RERUNS) --junitxml=build/reports/unit.xml tests/unit
+	python -m pytest -q -n 2 -r fEsR -m 'not long' --reruns $(RERUNS) --junitxml=build/reports/unit.xml tests/unit
+
+unit-long: $(READY) ## the long ones: further engines, hosts, steps to be killed at
+	python -m pytest -q -n 2 -r fEs -m long tests/unit
 
 .PHONY: sanity
 sanity: $(READY) ## ansible-test sanity on the committed state
@@ -66,27 +71,30 @@ molecule: $(READY) ## a scenario on real hosts in containers; SCENARIO=name for 
 	@molecule reset --all >build/molecule-reset.log 2>&1 # an interrupted run leaves the note that the hosts exist
 	python tests/containers/engine.py molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all --exclude guards --exclude postgresql --exclude mariadb --exclude gates --exclude rollback --exclude fleet)
 
-.PHONY: test-postgresql
-test-postgresql: ## a host with a PostgreSQL server and constant writers: upgrades, restores, faults
+.PHONY: postgresql test-postgresql
+postgresql: ## the scenario postgresql in short: a PostgreSQL server, constant writers; upgrades, restores, faults, an object store
+	$(SHORT) $(MAKE) molecule SCENARIO=postgresql
+
+test-postgresql: ## all of it: ways back by hand after traffic, and with a person's consent given later, too
 	$(MAKE) molecule SCENARIO=postgresql
 
 .PHONY: mariadb test-mariadb
 mariadb: ## the scenario mariadb in short: a MariaDB server, Alembic, constant writers; upgrades and all ways back
-	RUNBOOK_MARIADB=short $(MAKE) molecule SCENARIO=mariadb
+	$(SHORT) $(MAKE) molecule SCENARIO=mariadb
 
 test-mariadb: ## all of it: with a person's decision, killed dumps and a server killed during a restore, too
 	$(MAKE) molecule SCENARIO=mariadb
 
 .PHONY: guards test-guards
 guards: ## the scenario guards in short: a refusal, a lost host, a killed run, an archive, an adoption, on two hosts
-	RUNBOOK_GUARDS=short $(MAKE) molecule SCENARIO=guards
+	PYTEST_ADDOPTS="-m short $${PYTEST_ADDOPTS:-}" $(MAKE) molecule SCENARIO=guards
 
 test-guards: ## all of it: refusals, lost hosts, killed runs, sources and adoption; longer than CI has time for
 	$(MAKE) molecule SCENARIO=guards
 
 .PHONY: gates test-gates
 gates: ## the scenario gates in short: PostgreSQL, Redis, Celery, TLS; many things are broken at once, and exactly the right checks fail
-	RUNBOOK_GATES=short $(MAKE) molecule SCENARIO=gates
+	$(SHORT) $(MAKE) molecule SCENARIO=gates
 
 test-gates: ## all of it: one thing is broken after the other
 	$(MAKE) molecule SCENARIO=gates

@@ -4,4 +4,4 @@ TASKS ?= 1000
 .PHONY: test-workers
 test-workers: $(READY) ## a thousand Celery tasks during a deployment and a rollback of two hosts; TASKS=1000
 	RUNBOOK_TASKS=$(TASKS) python -m pytest -q -s tests/workers
-	RUNBOOK_LONG_TESTS=1 python -m pytest -q tests/unit/plugins/modules/test_maintenance_elsewhere.py
+	python -m pytest -q tests/unit/plugins/modules/test_maintenance_elsewhere.py

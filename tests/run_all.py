@@ -64,7 +64,7 @@ STEPS = (
     Step("molecule", "molecule-*.xml", itself=True),
     Step("gates", "molecule-gates.xml", itself=True),
     Step("guards", "molecule-guards.xml", itself=True),
-    Step("test-postgresql", "molecule-postgresql.xml", itself=True),
+    Step("postgresql", "molecule-postgresql.xml", itself=True),
     Step("mariadb", "molecule-mariadb.xml", itself=True),
 )
 

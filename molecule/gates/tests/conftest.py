@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +20,6 @@ pytest.register_assert_rewrite("machine", "disclosure", "gated")
 
 from gated import Host, Visitors
 from machine import Machine
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With RUNBOOK_GATES=short leave out what takes long, for which CI has no time."""
-    if os.environ.get("RUNBOOK_GATES") == "short":
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -14,14 +13,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from site_tools import Site, hosts
-
-
-def pytest_collection_modifyitems(config, items) -> None:
-    """With RUNBOOK_GUARDS=short keep one test of each kind, for which CI has time."""
-    if os.environ.get("RUNBOOK_GUARDS") != "short":
-        return
-    config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("short")])
-    items[:] = [item for item in items if item.get_closest_marker("short")]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,13 +51,6 @@ class Leads(Book):
     def send(self, address: str, text: str) -> Answer:
         """Have the application insert a lead with this text."""
         return ask(address, "/api/v1/leads", "POST", {"email": text, "company": "Visitors"}, token=self.token)
-
-
-def pytest_collection_modifyitems(config, items) -> None:
-    """With RUNBOOK_MARIADB=short leave out what takes long, for which CI has no time."""
-    if os.environ.get("RUNBOOK_MARIADB") == "short":
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(scope="session")

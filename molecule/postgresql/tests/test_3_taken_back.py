@@ -52,6 +52,7 @@ def by_hand(stopped, step, by_administrator):
     return step("rollback", *by_administrator, *CONSENT)
 
 
+@pytest.mark.long
 class TestStoppedBecauseOthersWrote:
     def test_without_consent_a_person_is_needed(self, stopped, site, server, after):
         assert stopped.run.code == 2, str(stopped.run)
@@ -113,6 +114,7 @@ def back(refused, step, by_administrator):
     return step("rollback", *by_administrator, *CONSENT)
 
 
+@pytest.mark.long
 class TestTakenBackByHandAfterTraffic:
     def test_it_is_deployed(self, served, after):
         assert served.run.code == 0, str(served.run)

@@ -253,6 +253,7 @@ def rows(path: Path, query: str) -> list:
         return connection.execute(query).fetchall()
 
 
+@pytest.mark.long
 def test_v27_serves_and_goes_back(workshop: Workshop, database: Path) -> None:
     """Health, dashboard, regression, and the migration reversed with the data intact."""
     new = prepared(workshop, database, "v2.7", "makemigrations --check --dry-run")
@@ -353,6 +354,7 @@ def test_broken_dependency(workshop: Workshop) -> None:
     assert "goexplorer-distribution-that-does-not-exist" in done.stderr
 
 
+@pytest.mark.long
 def test_servers_that_break(workshop: Workshop, database: Path) -> None:
     """All at once, because two of them take their time: boot, health, crash, slow, static, and the sound v2.8."""
     tags = ("broken-boot", "broken-health", "broken-static", "slow", "v2.8")

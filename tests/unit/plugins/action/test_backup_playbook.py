@@ -137,6 +137,7 @@ def test_a_backup_that_the_host_has_lost_comes_back_from_the_store_and_can_be_re
     live.close()
 
 
+@pytest.mark.long
 def test_a_rollback_asks_the_store_only_for_what_the_host_has_lost(site: Site) -> None:
     """The part of the role that both its plan and its restore begin with."""
     site.play()

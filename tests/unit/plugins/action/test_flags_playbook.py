@@ -146,6 +146,7 @@ def test_shown_switched_and_all_off(site):
     assert "nothing was switched" in said
 
 
+@pytest.mark.long
 def test_a_host_that_fails_takes_the_others_back_but_not_from_off(site):
     site.file("web1").write_text("SEARCH=staff\nBULK=false\n")
     site.file("web2").symlink_to("elsewhere")
@@ -169,6 +170,7 @@ def test_a_host_that_fails_takes_the_others_back_but_not_from_off(site):
     assert [path.name for path in (site.directory / "web1" / "deployments").iterdir()] == ["flags.jsonl"]
 
 
+@pytest.mark.long
 def test_a_host_that_is_gone_is_named(site):
     site.file("web1").write_text("SEARCH=staff\nBULK=false\n")
     site.hosts["web2"].update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)

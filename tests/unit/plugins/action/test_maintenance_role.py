@@ -129,6 +129,7 @@ def test_the_page_goes_stays_where_a_person_is_needed_and_comes_back(tmp_path):
     ]
 
 
+@pytest.mark.long
 def test_a_page_that_cannot_be_switched_stops_neither_a_way_back_nor_the_end_of_a_run(tmp_path):
     elsewhere = {"maintenance_described": {"kind": "file", "path": "/nowhere/at/all/flag"}}
     other = {"maintenance_described": {"kind": "command", "command_on": ["true"], "command_off": ["true"]}}

@@ -148,6 +148,7 @@ def test_a_missing_approval_and_a_shut_window_stop_it_before_anything_is_begun(d
     assert record["outside_window"] == "the shop is down"
 
 
+@pytest.mark.long
 def test_a_person_at_the_terminal_approves_and_another_one_does_not(deploy):
     asked = option(app_approvals=["tech_lead", "dba"], deployment_approvals={"tech_lead": "ann"})
     asked += ["-e", "deployment_ask_approvals=true"]

@@ -74,7 +74,12 @@ def play(server: FaultyServer, directory: Path, **variables: Any) -> tuple[int, 
     ("variables", "asked", "paths"),
     [
         ({}, ["health", "named", "speed", "way", "space", "memory"], {"/ok", "/json", "/slow", "/moved"}),
-        ({"app_smoke_critical_only": True}, ["health", "named", "space"], {"/ok", "/json"}),
+        pytest.param(
+            {"app_smoke_critical_only": True},
+            ["health", "named", "space"],
+            {"/ok", "/json"},
+            marks=pytest.mark.long,
+        ),
         # A smoke test that asks nothing would prove nothing.
         (
             {"app_smoke_critical_only": True, "app_smoke_tests": TESTS[3:]},

@@ -235,6 +235,7 @@ def test_with_v_everything_is_shown_and_still_no_secret(site) -> None:
     assert "Hidden failure" in text
 
 
+@pytest.mark.long
 def test_without_utf_8_the_marks_are_ascii(site) -> None:
     _code, text = piped(site, PYTHONIOENCODING="ascii")
     assert "  [x] Look at something" in text
@@ -318,6 +319,7 @@ def test_an_interrupted_run_leaves_the_terminal_clean_and_no_thread(terminal) ->
     assert not any("\u2026" in line for line in shown), shown
 
 
+@pytest.mark.long
 def test_a_terminal_that_cannot_erase_gets_plain_lines(terminal) -> None:
     run = terminal("good.yml", TERM="dumb")
     run.read()

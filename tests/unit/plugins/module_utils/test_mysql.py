@@ -622,13 +622,13 @@ def test_tables_that_somebody_made_meanwhile_are_named_and_nothing_is_lost(
     ("step", "times"),
     [
         ("load", 1),
-        ("_drop_extras", 1),
-        ("_drop_extras", 2),
-        ("_rename", 1),
         ("_rename", 2),
-        ("run_sql", 1),
-        ("run_sql", 2),
-        ("drop", 1),
+        pytest.param("_drop_extras", 1, marks=pytest.mark.long),
+        pytest.param("_drop_extras", 2, marks=pytest.mark.long),
+        pytest.param("_rename", 1, marks=pytest.mark.long),
+        pytest.param("run_sql", 1, marks=pytest.mark.long),
+        pytest.param("run_sql", 2, marks=pytest.mark.long),
+        pytest.param("drop", 1, marks=pytest.mark.long),
     ],
 )
 def test_killed_at_a_step_the_next_restore_heals(
@@ -790,6 +790,7 @@ def test_the_file_with_the_password_is_private_and_gone_afterwards(server: Serve
 # What restores have put aside
 
 
+@pytest.mark.long
 def test_former_databases_go_when_they_are_old_ours_and_unused(
     layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -484,6 +484,7 @@ def test_rows_without_a_key_that_differ_are_unknown(layout: Layout, server: Serv
         restore(layout, server)
 
 
+@pytest.mark.long
 def test_a_client_that_comes_back_for_ever_does_not_stop_a_restore(layout: Layout, server: Server) -> None:
     take(layout, server)
     stop = threading.Event()
@@ -539,7 +540,16 @@ def test_what_is_written_after_the_count_needs_consent_too(
     assert server.sql("SELECT count(*) FROM note") == [["501"]]
 
 
-@pytest.mark.parametrize("step", ["_end_sessions", "_open_again", "load", "create", "staged_differences"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "_end_sessions",
+        "load",
+        pytest.param("_open_again", marks=pytest.mark.long),
+        pytest.param("create", marks=pytest.mark.long),
+        pytest.param("staged_differences", marks=pytest.mark.long),
+    ],
+)
 def test_killed_at_a_step_the_next_restore_heals(
     layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -617,6 +627,7 @@ def put_aside(layout: Layout, server: Server, name: str, monkeypatch: pytest.Mon
         assert restore(layout, server, consent=True)["kept"] == name
 
 
+@pytest.mark.long
 def test_former_databases_go_when_they_are_old_ours_and_unused(
     layout: Layout, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,7 +224,15 @@ def test_what_is_written_after_the_count_needs_consent_too(
     assert server.sql("SELECT count(*) FROM note") == [["501"]]
 
 
-@pytest.mark.parametrize("step", ["_make_public", "staged_differences", "_end_others", "_losses"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "_end_others",
+        pytest.param("_make_public", marks=pytest.mark.long),
+        pytest.param("staged_differences", marks=pytest.mark.long),
+        pytest.param("_losses", marks=pytest.mark.long),
+    ],
+)
 def test_killed_at_a_step_the_next_restore_heals(layout: Layout, server: Server, step: str) -> None:
     take(layout, server)
     as_app(server, CHANGES)
@@ -242,6 +250,7 @@ def test_killed_at_a_step_the_next_restore_heals(layout: Layout, server: Server,
     assert not [name for name in present(server) if "_restore_" in name]
 
 
+@pytest.mark.long
 def test_a_transaction_that_stays_open_ends_the_restore(layout: Layout, server: Server) -> None:
     """Of another role, whose session nobody of ours may end."""
     take(layout, server)

@@ -82,6 +82,7 @@ def databases(server: Server) -> list[str]:
     return [row[0] for row in rows]
 
 
+@pytest.mark.long
 def test_limits_of_the_role_end_neither_backup_nor_restore(layout: Layout, server: Server) -> None:
     """They are meant for the application's own requests; a session that holds a snapshot waits for pg_dump."""
     make(server)
@@ -119,6 +120,7 @@ def vacuuming(server: Server, table: str) -> Iterator[Any]:
         server.sql("SELECT pg_reload_conf()", "postgres")
 
 
+@pytest.mark.long
 def test_autovacuum_keeps_nobody_from_dropping_and_exchanging(layout: Layout, server: Server) -> None:
     """An ordinary role may not end its workers, and need not: the server does, before it renames or drops."""
     many = "CREATE TABLE many (id int PRIMARY KEY, body text); INSERT INTO many SELECT n, md5(n::text) FROM generate_series(1, 40000) n"

@@ -50,9 +50,6 @@ command=/bin/sleep 86400
 [include]
 files={root}/conf.d/*.conf
 """
-LONG = pytest.mark.skipif(
-    not os.environ.get("RUNBOOK_LONG_TESTS"), reason="of the long form, which make test-supervisor runs"
-)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 40.0) -> None:
@@ -247,7 +244,7 @@ def test_no_secret_lies_open(host: SupervisedHost) -> None:
     ("fault", "reason"),
     [
         ("boot", "BACKOFF"),
-        pytest.param("later", "BACKOFF", marks=LONG),
+        pytest.param("later", "BACKOFF", marks=pytest.mark.long),
         ("respawn", "were replaced"),
     ],
 )
@@ -274,6 +271,7 @@ def test_a_bad_release_never_serves(
     assert set(host.supervisord.programs()) == {f"shop-test-web-{ONE}", "shop-test"}
 
 
+@pytest.mark.long
 def test_after_supervisord_was_killed_exactly_the_live_release_serves(host: SupervisedHost) -> None:
     """What an earlier supervisord left is ended; what was being tried is not started."""
     host.services = [host.service(host.web()), host.service(host.worker("beat"))]
@@ -307,7 +305,7 @@ def test_after_supervisord_was_killed_exactly_the_live_release_serves(host: Supe
     assert host.running() == {("web", THREE), ("beat", THREE)}
 
 
-@LONG
+@pytest.mark.long
 def test_stopped_stays_stopped_until_supervisord_starts(host: SupervisedHost) -> None:
     """A TERM that is ignored ends in KILL; an operator's update starts nothing, the next start of supervisord does."""
     services = [host.service(host.web(stop_timeout=1))]
@@ -327,7 +325,7 @@ def test_stopped_stays_stopped_until_supervisord_starts(host: SupervisedHost) ->
     assert host.running() == set() and host.supervisord.sections() == {"shop-test"}
 
 
-@LONG
+@pytest.mark.long
 def test_in_place_at_a_port_with_a_worker(host: SupervisedHost) -> None:
     """Strategy restart: tried beside, then in place; a worker that fails brings everything back."""
     port = free_port()
@@ -353,6 +351,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts services as another user")
 @pytest.mark.skipif(
     not os.access("/usr/bin/python3", os.X_OK), reason="there is no /usr/bin/python3 for everybody"

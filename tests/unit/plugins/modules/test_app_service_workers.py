@@ -107,6 +107,7 @@ def test_nothing_is_lost_or_done_twice(shop):
     assert started["worker"] < started["beat"]
 
 
+@pytest.mark.long
 def test_task_that_lasts_too_long_is_named_and_comes_again(shop, monkeypatch):
     warned: list[str] = []
     monkeypatch.setattr(AnsibleModule, "warn", lambda _module, text, **_more: warned.append(text))
@@ -142,6 +143,7 @@ def test_worker_that_does_not_answer_is_taken_back(shop):
     shop.until(lambda: shop.ticks() > before, "a beat that sends, and a worker that works")
 
 
+@pytest.mark.long
 def test_killed_between_pause_and_term(shop):
     """What lives on but takes no tasks is seen as such, and cured by the next run."""
     first(shop)

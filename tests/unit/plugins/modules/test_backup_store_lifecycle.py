@@ -149,6 +149,7 @@ def test_a_copy_that_a_rule_has_deleted_is_a_failure_that_comes_with_the_warning
     assert len(in_store(host.client, "one")) == 1000
 
 
+@pytest.mark.long
 def test_proved_copies_that_somebody_else_removed_are_named(host, warned):
     for number in range(1, 6):
         host.backup(f"b{number}", 100, f"2026-11-0{number}T00:00:00Z")

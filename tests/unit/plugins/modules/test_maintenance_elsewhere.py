@@ -25,9 +25,6 @@ from test_app_service_workers import first, redis
 __all__ = ["redis"]
 ROOT = Path(__file__).resolve().parents[4]
 TIME = 300
-LONG = pytest.mark.skipif(
-    not os.environ.get("RUNBOOK_LONG_TESTS"), reason="of the long form, which make test-workers runs"
-)
 
 
 class Front:
@@ -224,6 +221,7 @@ def test_the_page_is_on_where_visitors_come_and_no_task_runs_meanwhile(front):
     assert sorted(key for key, _release in front.shop.noted()) == ["after", "before", "meanwhile"]
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_while_it_stops_them_is_made_good_by_another(front):
     go = front.shop.root / "go"
     front.shop.send(("shop.hold", "long", str(go)))
@@ -243,7 +241,7 @@ def test_a_run_that_is_killed_while_it_stops_them_is_made_good_by_another(front)
     assert [key for key, _release in front.shop.noted()] == ["long", "after"]
 
 
-@LONG
+@pytest.mark.long
 def test_the_page_of_a_run_that_was_killed_goes_and_one_that_needs_a_person_stays(front):
     front.run("on")
     # The run that put it on was killed; a way back that needs a person leaves both as they are.
@@ -257,7 +255,7 @@ def test_the_page_of_a_run_that_was_killed_goes_and_one_that_needs_a_person_stay
     front.works("after")
 
 
-@LONG
+@pytest.mark.long
 def test_a_web_server_that_does_not_answer_keeps_no_page_elsewhere_and_is_told(front):
     front.run("on")
     described = front.described(hosts="both")
@@ -267,7 +265,7 @@ def test_a_web_server_that_does_not_answer_keeps_no_page_elsewhere_and_is_told(f
     assert list(known["failures"]) == ["nowhere"] and known["downtime"]["seconds"] > 0
 
 
-@LONG
+@pytest.mark.long
 def test_workers_that_do_not_start_again_are_told_and_tried_again(front):
     front.run("on")
     launcher = front.shop.layout.root / "shared" / "env" / f"{ONE}.worker.sh"
@@ -281,7 +279,7 @@ def test_workers_that_do_not_start_again_are_told_and_tried_again(front):
     front.works("after")
 
 
-@LONG
+@pytest.mark.long
 def test_workers_go_on_where_that_is_wanted(front):
     front.run("on", front.described(workers="keep"))
     assert front.page()

@@ -186,6 +186,7 @@ def test_of_several_taken_back_the_last_fails(project: AlembicProject, server: S
     assert said in back["msg"] and "r2" in back["msg"], back["msg"]
 
 
+@pytest.mark.long
 @BOTH
 def test_a_lock_that_is_not_given_in_time(project: AlembicProject, server: Server, run: Run) -> None:
     run(state="applied")
@@ -208,6 +209,7 @@ def test_a_lock_that_is_not_given_in_time(project: AlembicProject, server: Serve
     assert not run(state="applied")["failed"]
 
 
+@pytest.mark.long
 @BOTH
 def test_two_at_the_same_time(project: AlembicProject, server: Server, run: Run) -> None:
     run(state="applied")

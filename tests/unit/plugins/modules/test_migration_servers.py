@@ -289,6 +289,7 @@ def test_a_wrapper_of_a_backend_is_known_by_its_vendor(project: ServerProject, r
 # --- who else is there ---
 
 
+@pytest.mark.long
 @BOTH
 @pytest.mark.usefixtures("before")
 def test_another_migration_at_the_same_time(

@@ -283,6 +283,7 @@ def test_a_migration_that_fails_ends_the_deployment_before_anything_live(
     assert [e["state"] for e in journal(project)["phases"] if e["phase"] == "rehearse"] == ["failed"]
 
 
+@pytest.mark.long
 def test_what_takes_too_long_ends_it_too(
     project: DjangoProject, rehearse: Callable[..., dict[str, Any]]
 ) -> None:

@@ -209,6 +209,7 @@ def test_both_restart_and_no_request_fails(fleet):
     assert site.one.process.wait() == site.two.process.wait() == -9
 
 
+@pytest.mark.long
 def test_a_host_that_answers_after_a_failure_is_put_back(fleet):
     fleet.fault("one", "taken back")
     with Load(fleet.site.port) as load:
@@ -225,6 +226,7 @@ def test_a_host_that_answers_after_a_failure_is_put_back(fleet):
     assert fleet.site.two.process.poll() is None
 
 
+@pytest.mark.long
 def test_a_host_that_does_not_answer_is_left_out(fleet):
     fleet.fault("one", "dead")
     with Load(fleet.site.port) as load:
@@ -247,6 +249,7 @@ def test_a_drain_that_fails_stops_the_restart(fleet):
     assert fleet.site.status("two") == "MAINT"
 
 
+@pytest.mark.long
 def test_a_balancer_that_does_not_answer_is_no_lost_host(fleet):
     fleet.lb1 = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
     outcome = fleet.run()
@@ -256,6 +259,7 @@ def test_a_balancer_that_does_not_answer_is_no_lost_host(fleet):
     assert fleet.site.one.process.poll() is None
 
 
+@pytest.mark.long
 def test_own_tasks_run_around_the_restart(fleet):
     for name in ("drain", "ready"):
         (fleet.directory / f"{name}.yml").write_text(
@@ -272,6 +276,7 @@ def test_own_tasks_run_around_the_restart(fleet):
     assert (fleet.directory / "one" / "told").read_text(encoding="utf-8") == "drain\nready\n"
 
 
+@pytest.mark.long
 def test_worker_hosts_are_in_no_load_balancer(fleet):
     outcome = fleet.run(
         restart_services=[{"name": "worker", "kind": "worker"}],

@@ -115,6 +115,7 @@ def test_one_host_after_the_other_goes_back_and_no_request_fails(fleet):
     assert fleet.site.one.process.wait() == fleet.site.two.process.wait() == -9
 
 
+@pytest.mark.long
 def test_a_host_that_cannot_go_back_is_left_out_and_the_other_goes_all_the_same(fleet):
     fleet.fault("one", "dead")
     with Load(fleet.site.port) as load:
@@ -130,6 +131,7 @@ def test_a_host_that_cannot_go_back_is_left_out_and_the_other_goes_all_the_same(
     assert fleet.site.status("two").startswith("UP")
 
 
+@pytest.mark.long
 def test_an_emergency_does_not_wait_for_the_balancer(fleet):
     outcome = fleet.run(rollback_mode="emergency")
     assert outcome["one"]["failure"] == outcome["two"]["failure"] == {}, fleet.output
@@ -137,6 +139,7 @@ def test_an_emergency_does_not_wait_for_the_balancer(fleet):
     assert fleet.site.one.process.wait() == fleet.site.two.process.wait() == -9
 
 
+@pytest.mark.long
 def test_batches_go_back_in_their_order(fleet):
     """Not in the order in which hosts answer: the first is the first, and looked at, before the others."""
     outcome = fleet.run(batches=[["two"], ["one"]], rollback_mode="emergency")
@@ -146,6 +149,7 @@ def test_batches_go_back_in_their_order(fleet):
     assert len(begun) == 2 and hosts[0] == "two", fleet.output
 
 
+@pytest.mark.long
 def test_a_host_that_a_run_has_left_out_is_put_back_at_the_end(fleet):
     """It would get no requests for ever, while everything else says that nothing needs attention."""
     play = fleet.directory / "play.yml"
@@ -160,6 +164,7 @@ def test_a_host_that_a_run_has_left_out_is_put_back_at_the_end(fleet):
     assert fleet.site.status("one").startswith("UP") and fleet.site.status("two").startswith("UP")
 
 
+@pytest.mark.long
 def test_nothing_is_begun_when_the_time_is_up(fleet):
     outcome = fleet.run(rollback_deadline=1.0, limit=7)
     for name in ("one", "two"):
@@ -168,6 +173,7 @@ def test_nothing_is_begun_when_the_time_is_up(fleet):
     assert fleet.site.status("one").startswith("UP")
 
 
+@pytest.mark.long
 def test_what_takes_longer_than_the_limit_is_left_and_told(fleet):
     module = fleet.directory / "collections/ansible_collections/runbook/deploy/plugins/modules/app_service.py"
     text = module.read_text(encoding="utf-8")
