@@ -22,7 +22,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import (
     seconds,
     strings,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._host_gate import Bound, parse_bound
+from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import Bound, parse_bound
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # What a check is about, and what else can be said of it.

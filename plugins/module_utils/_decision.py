@@ -55,10 +55,10 @@ def measure(
     flags: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (the facts that a policy judges, see ``_policy.FACTS``; what they were made from, in lists and words)."""
-    unknown = sorted(host for host, state in states.items() if not state)
+    unknown = [host for host, state in states.items() if not state]
     reached = {host: state for host, state in states.items() if state}
     target, plan = record.get("previous") or None, record.get("plan") or {}
-    revert = sorted(host for host, state in reached.items() if host_is_new(state, record))
+    revert = [host for host, state in reached.items() if host_is_new(state, record)]
     before = record.get("applied_before")
     now = reached[primary].get("applied") if primary in reached else None
     began = migration_began(record)
@@ -103,7 +103,7 @@ def measure(
             "doubt": doubt[:1].upper() + doubt[1:],
             "unknown": ", ".join(unknown),
             "backup": backup.get("id"),
-            "untouched": _untouched(sorted(reached), unknown, target or {}),
+            "untouched": _untouched(list(reached), unknown, target or {}),
             **{key: facts[key] for key in ("compatible", "reversible", "destructive")},
         },
     }

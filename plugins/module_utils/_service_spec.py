@@ -20,7 +20,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import (
     seconds,
     strings,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._host_gate import SIZES, Bound, parse_bound
+from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import SIZES, Bound, parse_bound
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 SUBJECTS = ("service", "unit", "pid_file")

@@ -106,6 +106,9 @@ def test_hosts_go_back_in_the_batches_of_a_deployment_after_those_that_are_there
     assert plan(**asked, batch=[1, "100%"])["batches"] == [["web4", "web5"], ["web1"], ["web2", "web3"]]
     assert plan(**asked, batch="34%")["batches"] == [["web4", "web5"], ["web1"], ["web2"], ["web3"]]
     assert plan(**asked, batch=2)["batches"] == [["web4", "web5"], ["web1", "web2"], ["web3"]]
+    # In the order of the inventory, whatever the names are.
+    asked["states"] = {"web9": state(NEW), "web1": state(), "web2": state(NEW)}
+    assert plan(**asked, batch=1)["batches"] == [["web1"], ["web9"], ["web2"]]
 
 
 def test_where_going_back_fails_the_first_command_goes_on_from_what_is_measured():

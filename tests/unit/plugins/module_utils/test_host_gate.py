@@ -21,9 +21,8 @@ from typing import Any
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _gates, _host_gate, _watch
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import check_result
-from ansible_collections.runbook.deploy.plugins.module_utils._host_gate import (
-    judge_skew,
-    names_in_example,
+from ansible_collections.runbook.deploy.plugins.module_utils._host_gate import judge_skew, names_in_example
+from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import (
     parse_bound,
     parse_check,
     version_holds,
