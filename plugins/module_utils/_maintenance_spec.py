@@ -8,13 +8,14 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
+
+from ansible_collections.runbook.deploy.plugins.module_utils._kinds import check_kinds, check_place
 
 WHEN = ("never", "migrations", "always")
 # Of these nothing has a meaning to nginx, in a pattern or between quotes, but for the dot.
@@ -97,30 +98,8 @@ def check(value: Mapping[str, Any], when: str = "migrations", url: str = "", lis
 
     :param when: ``app_maintenance_when``; :param url: ``app_url``, which smoke tests ask during the maintenance; :param listen: of ``app_web_server``.
     """
-    if not value:
-        return []
-    kind = value.get("kind")
-    if kind not in KINDS:
-        return [f"app_maintenance.kind is {kind!r}, expected one of {', '.join(KINDS)}."]
-    known = KINDS[str(kind)]
-    errors = []
-    for key, found in value.items():
-        if key == "kind":
-            continue
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-            errors.append(f"app_maintenance.{key} is not known for kind {kind}: {hint}")
-        elif not _fits(found, known[key]):
-            errors.append(f"app_maintenance.{key} must be {known[key]}, found {found!r}.")
-    errors += [
-        f"app_maintenance has no {key}, which kind {kind} needs: add it."
-        for key in NEEDED[str(kind)]
-        if not value.get(key)
-    ]
-    if errors:
-        return errors
-    return _check_values(value, when, url, listen)
+    errors = check_kinds("app_maintenance", value, KINDS, NEEDED, _fits)
+    return errors if errors or not value else _check_values(value, when, url, listen)
 
 
 def _check_values(value: Mapping[str, Any], when: str, url: str, listen: str) -> list[str]:
@@ -171,14 +150,7 @@ def check_hosts(
     value: Mapping[str, Any], hosts: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Return what is wrong with ``app_maintenance.hosts``: it must be a host, or a group with hosts, of the inventory."""
-    name = value.get("hosts")
-    if not name or name in hosts or name == "localhost" or groups.get(name):
-        return []
-    if name in groups:
-        return [f"app_maintenance.hosts is the group {name!r}, which has no host: add the web server to it."]
-    return [
-        f"app_maintenance.hosts is {name!r}, which is neither a host nor a group of this inventory: add it, or correct the name."
-    ]
+    return check_place("app_maintenance.hosts", value.get("hosts"), "web server", hosts, groups)
 
 
 def wanted(when: str, plan: Mapping[str, Any] | None, first: bool = False) -> str:

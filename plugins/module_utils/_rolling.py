@@ -8,10 +8,11 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ansible_collections.runbook.deploy.plugins.module_utils._kinds import check_kinds, check_place
 
 SHARE = re.compile(r"^(?:100|[1-9][0-9]?)%$")
 # Keys of app_load_balancer by kind, those that are needed first; what each must be.
@@ -63,27 +64,7 @@ def _is_batch(item: Any) -> bool:
 
 def check_balancer(value: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with ``app_load_balancer``, a sentence each; nothing where it is empty."""
-    if not value:
-        return []
-    kind = value.get("kind")
-    if kind not in KINDS:
-        return [f"app_load_balancer.kind is {kind!r}, expected one of {', '.join(KINDS)}."]
-    known = KINDS[str(kind)]
-    errors = []
-    for key, found in value.items():
-        if key == "kind":
-            continue
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-            errors.append(f"app_load_balancer.{key} is not known for kind {kind}: {hint}")
-        elif not _fits(found, known[key]):
-            errors.append(f"app_load_balancer.{key} must be {known[key]}, found {found!r}.")
-    errors += [
-        f"app_load_balancer has no {key}, which kind {kind} needs: add it."
-        for key in NEEDED[str(kind)]
-        if not value.get(key)
-    ]
+    errors = check_kinds("app_load_balancer", value, KINDS, NEEDED, _fits)
     if not errors and value.get("on_deadline", "fail") not in ON_DEADLINE:
         errors.append(
             f"app_load_balancer.on_deadline is {value['on_deadline']!r}, expected one of {', '.join(ON_DEADLINE)}."
@@ -107,16 +88,7 @@ def check_balancer_hosts(
     value: Mapping[str, Any], hosts: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Return what is wrong with ``app_load_balancer.host``: it must be a host, or a group with hosts, of the inventory."""
-    name = value.get("host")
-    if not name or name in hosts or name == "localhost" or groups.get(name):
-        return []
-    if name in groups:
-        return [
-            f"app_load_balancer.host is the group {name!r}, which has no host: add the load balancer to it."
-        ]
-    return [
-        f"app_load_balancer.host is {name!r}, which is neither a host nor a group of this inventory: add it, or correct the name."
-    ]
+    return check_place("app_load_balancer.host", value.get("host"), "load balancer", hosts, groups)
 
 
 def batches(hosts: Sequence[str], value: Any) -> list[list[str]]:
