@@ -1,7 +1,7 @@
 # Copyright (c) The runbook.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which hosts a deployment restarts together, and in which order: the play of playbooks/deploy.yml, run by ansible-playbook."""
+"""Which hosts a deployment restarts together, and in which order: the play of playbooks/plays/switch.yml, run by ansible-playbook."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOSTS = ["web1", "web2", "web3", "worker1", "app-9"]
 )
 def test_order_of_the_inventory(tmp_path, batch, limit, batches):
     """However the contract finished on the hosts, the first of the inventory is the first to be restarted."""
-    plays = yaml.safe_load((ROOT / "playbooks" / "deploy.yml").read_text(encoding="utf-8"))
+    plays = yaml.safe_load((ROOT / "playbooks" / "plays" / "switch.yml").read_text(encoding="utf-8"))
     (switch,) = [play for play in plays if play["name"] == "Switch, batch after batch"]
     host = {"ansible.builtin.debug": {"msg": "BATCH {{ ansible_play_batch | join(',') }}"}, "run_once": True}
     # As the contract does, but the last host first.

@@ -57,7 +57,8 @@ def test_no_task_has_another_collections_module():
 
 
 @pytest.mark.parametrize(
-    "name", ["pre_deploy", "deploy", "resume", "rollback", "status", "flags", "maintenance"]
+    "name",
+    ["pre_deploy", "deploy", "plays/switch", "resume", "rollback", "status", "flags", "maintenance"],
 )
 def test_every_play_that_reaches_hosts_goes_on_without_them(name):
     path = PROJECT / "playbooks" / f"{name}.yml"
