@@ -11,26 +11,16 @@ import http.client
 import json
 import os
 import shutil
-import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import make_repository
 import yaml
+from played_site import PROJECT, PlayedSite, Run
 
-PROJECT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(PROJECT / "tests" / "applications"))
-
-import make_repository  # noqa: E402 - found by the path above
-
-# Far more than a run takes; one that hangs is a defect to be seen.
-RUN_SECONDS = 900
-WAIT_SECONDS = 60
 REQUIREMENTS = ["Django==5.2.19", "gunicorn==27.0.1", "whitenoise==6.12.0"]
 SECRET = "a secret of the tests $HOME ${NAME} 'quoted' \"twice\" #and long enough"
 BASE_DOCKERFILE = """
@@ -93,6 +83,24 @@ def docker(*words: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
+def containers(name: str) -> list[dict[str, Any]]:
+    """The containers of the application *name*, running or not, as ``docker inspect`` shows them."""
+    found = docker(
+        "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={name}-test"
+    ).split()
+    return json.loads(docker("inspect", *found)) if found else []
+
+
+def clean(name: str) -> None:
+    """Remove the containers, the network and the images of the application *name*."""
+    for entry in containers(name):
+        docker("rm", "--force", "--volumes", entry["Id"], check=False)
+    docker("network", "rm", f"{name}-test_default", check=False)
+    words = ["--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference=runbook/{name}-test/*"]
+    for tag in docker("image", "ls", *words).split():
+        docker("image", "rm", "--force", tag, check=False)
+
+
 def base_image() -> str:
     """The image that the application's are built on: Python 3 of RUNBOOK_COMPOSE_BASE (by default the test hosts'), and its packages."""
     base = os.environ.get("RUNBOOK_COMPOSE_BASE", "")
@@ -131,28 +139,15 @@ class Answer(NamedTuple):
     body: dict[str, Any]
 
 
-class Run(NamedTuple):
-    """What a playbook left: the exit code and all that it printed."""
-
-    code: int
-    output: str
-
-
-class Site:
-    """The application below *directory*, with an inventory like the demo's, its service under Compose."""
+class Site(PlayedSite):
+    """The application below *directory*, its service under Compose."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.root = directory / "srv"
-        self.database = self.root / "shared" / "data" / "goexplorer.sqlite3"
+        super().__init__(directory)
         self.name = f"goexp-{os.getpid()}"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         self.base = base_image()
         self.commits = self._repository()
-        demo = PROJECT / "inventories" / "demo" / "group_vars" / "app.yml"
-        variables = yaml.safe_load(demo.read_text(encoding="utf-8"))
+        variables = self.variables
         for check in [*variables["app_health_checks"], *variables["app_smoke_tests"]]:
             # A busy machine is no reason to refuse a release.
             check.pop("max_seconds", None)
@@ -163,23 +158,13 @@ class Site:
         variables.update(
             app_name=self.name,
             app_stage="test",
-            demo_directory=str(directory),
-            demo_port=self.port,
             app_environment={**environment, "GOEXPLORER_ALLOWED_HOSTS": "127.0.0.1,localhost"},
             app_stay_up=5,
             app_gate_timeout=60,
             app_start_timeout=180,
             app_services=[{"name": "web", "manager": "compose", "port": self.port, "stop_timeout": 10}],
-            ansible_connection="local",
-            ansible_python_interpreter=sys.executable,
         )
-        self.variables = variables
-        self.write_inventory()
-
-    def write_inventory(self, **changes: Any) -> None:
-        """Write the inventory, with *changes*."""
-        inventory = {"app": {"hosts": {"demo": {}}, "vars": {**self.variables, **changes}}}
-        (self.directory / "hosts.json").write_text(json.dumps(inventory), encoding="utf-8")
+        self.write()
 
     def _repository(self) -> dict[str, str]:
         """Make the repository: a commit and a tag for each version, with a Compose file and what its image is built from."""
@@ -232,36 +217,6 @@ class Site:
         git("clone", "--quiet", "--bare", str(work), str(self.directory / "goexplorer.git"))
         return commits
 
-    def play(self, name: str, *words: str) -> Run:
-        """Run a playbook as an operator does, in a session of its own."""
-        kept = {
-            key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "RUNBOOK_"))
-        }
-        program = Path(sys.executable).with_name("ansible-playbook")
-        output = self.directory / "output"
-        with output.open("wb") as stream:
-            running = subprocess.Popen(
-                [str(program), "-i", str(self.directory / "hosts.json"), f"playbooks/{name}.yml", *words],
-                cwd=PROJECT,
-                env={
-                    **kept,
-                    "PATH": f"{program.parent}{os.pathsep}{kept['PATH']}",
-                    "ANSIBLE_NOCOLOR": "1",
-                    "ANSIBLE_LOCALHOST_WARNING": "0",
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                code = running.wait(RUN_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
-                running.wait()
-                raise
-        return Run(code, output.read_text(encoding="utf-8", errors="replace"))
-
     def deploy(self, version: str, *words: str) -> Run:
         """Deploy *version*."""
         return self.play("deploy", "-e", f"version={version}", *words)
@@ -288,10 +243,7 @@ class Site:
 
     def containers(self) -> list[dict[str, Any]]:
         """The containers of the application, running or not, as ``docker inspect`` shows them."""
-        names = docker(
-            "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={self.name}-test"
-        ).split()
-        return json.loads(docker("inspect", *names)) if names else []
+        return containers(self.name)
 
     def container(self) -> dict[str, Any]:
         """The only container, which runs."""
@@ -313,36 +265,6 @@ class Site:
         """The release that is current."""
         return Path(os.readlink(self.root / "current")).name
 
-    def applied(self) -> set[str]:
-        """The application's migrations in the database."""
-        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as connection:
-            query = "SELECT name FROM django_migrations WHERE app = 'owner_agreements'"
-            return {row[0] for row in connection.execute(query)}
-
-    def records(self) -> list[dict[str, Any]]:
-        """The records of deployments, oldest first."""
-        found = sorted((self.root / "deployments").glob("*.json"))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in found]
-
     def clean(self) -> None:
         """Remove all that the engine has of the application."""
-        for entry in self.containers():
-            docker("rm", "--force", "--volumes", entry["Id"], check=False)
-        docker("network", "rm", f"{self.name}-test_default", check=False)
-        for tag in docker(
-            "image",
-            "ls",
-            "--format",
-            "{{.Repository}}:{{.Tag}}",
-            "--filter",
-            f"reference=runbook/{self.name}-test/*",
-        ).split():
-            docker("image", "rm", "--force", tag, check=False)
-
-    @staticmethod
-    def wait(condition: Any, what: str) -> None:
-        """Wait until *condition* is true."""
-        until = time.monotonic() + WAIT_SECONDS
-        while not condition():
-            assert time.monotonic() < until, f"waited {WAIT_SECONDS} s for {what}"
-            time.sleep(0.1)
+        clean(self.name)

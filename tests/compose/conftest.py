@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("compose_site")
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parent / "applications")]
+pytest.register_assert_rewrite("compose_site", "played_site")
 
 import compose_site  # noqa: E402 - found by the path above
 

@@ -21,7 +21,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layo
 from ansible_collections.runbook.deploy.plugins.module_utils._service_spec import parse_check
 from ansible_collections.runbook.deploy.plugins.module_utils._service_target import find
 from ansible_collections.runbook.deploy.plugins.modules import app_service, compose_image
-from compose_site import base_image, docker
+from compose_site import base_image, clean, containers, docker
 
 NAME = f"switch-{os.getpid()}"
 SECRET = "do-not-show-me"
@@ -129,10 +129,7 @@ class Host:
 
     def containers(self) -> list[dict[str, Any]]:
         """All containers of the project, running or not."""
-        names = docker(
-            "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={NAME}-test"
-        ).split()
-        return json.loads(docker("inspect", *names)) if names else []
+        return containers(NAME)
 
     def container(self) -> dict[str, Any]:
         """The only container."""
@@ -144,20 +141,6 @@ class Host:
         """What is current."""
         return Path(os.readlink(self.layout.current)).name
 
-    def clean(self) -> None:
-        for entry in self.containers():
-            docker("rm", "--force", entry["Id"], check=False)
-        docker("network", "rm", f"{NAME}-test_default", check=False)
-        for tag in docker(
-            "image",
-            "ls",
-            "--format",
-            "{{.Repository}}:{{.Tag}}",
-            "--filter",
-            f"reference=runbook/{NAME}-test/*",
-        ).split():
-            docker("image", "rm", "--force", tag, check=False)
-
 
 @pytest.fixture
 def host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Host]:
@@ -166,7 +149,7 @@ def host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Host]:
     try:
         yield made
     finally:
-        made.clean()
+        clean(NAME)
 
 
 def test_forward_and_back_by_digest(host: Host) -> None:

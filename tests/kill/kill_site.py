@@ -11,8 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -20,15 +18,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
+from played_site import PROJECT, WAIT_SECONDS, PlayedSite, Run, play
 
-PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-# Far more than a run takes; one that hangs is a defect to be seen.
-RUN_SECONDS = 900
-WAIT_SECONDS = 60
 NEW_MIGRATION = "0004_adminnote"
+SWITCH = "restart | Start the new instance, prove it, give it the traffic"
+TAKE_OVER = ("-e", "deployment_take_over=true")
 
 
 class Task(NamedTuple):
@@ -49,11 +45,24 @@ class Answer(NamedTuple):
     body: str
 
 
-class Run(NamedTuple):
-    """What a playbook left: the exit code, negative where it was killed, and all that it printed."""
-
-    code: int
-    output: str
+def play_and_kill(directory: Path, version: str, **where: str) -> tuple[Run, list[Task]]:
+    """Deploy *version* and kill the run there, in words of the callback kill_at; return it and the tasks that started."""
+    log = directory / "tasks"
+    log.unlink(missing_ok=True)
+    run = play(
+        directory,
+        "deploy",
+        *("-e", f"version={version}"),
+        ANSIBLE_CALLBACK_PLUGINS=str(HERE / "callbacks"),
+        ANSIBLE_CALLBACKS_ENABLED="kill_at",
+        RUNBOOK_KILL_LOG=str(log),
+        **where,
+    )
+    tasks = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        number, begun, name = line.split(" ", 2)
+        tasks.append(Task(int(number), float(begun), name))
+    return run, tasks
 
 
 class Visitors:
@@ -89,39 +98,18 @@ class Visitors:
             thread.join()
 
 
-class Site:
-    """The application below *directory*, with an inventory like the demo's."""
+class Site(PlayedSite):
+    """The application below *directory*, made from the repository of the demo."""
 
     def __init__(self, directory: Path, **changes: Any) -> None:
         """:param changes: variables that are not the demo's."""
-        self.directory = directory
-        self.root = directory / "srv"
-        self.database = self.root / "shared" / "data" / "goexplorer.sqlite3"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        super().__init__(directory)
         self.commits = self._repository()
         (directory / "secret").write_text("a secret of the tests, long enough for anybody", encoding="utf-8")
-        demo = PROJECT / "inventories" / "demo" / "group_vars" / "app.yml"
-        variables = yaml.safe_load(demo.read_text(encoding="utf-8"))
-        variables.update(
-            demo_directory=str(directory),
-            demo_port=self.port,
-            app_stay_up=1,
-            ansible_connection="local",
-            ansible_python_interpreter=sys.executable,
-        )
-        variables.update(changes)
-        self.variables = variables
+        self.variables.update({"app_stay_up": 1, **changes})
         self._main: _processes.Process | None = None
         self._environment: dict[str, str] = {}
         self.write()
-
-    def write(self, **changes: Any) -> None:
-        """Write the inventory, as an operator who changes some of its variables."""
-        variables = {**self.variables, **changes}
-        inventory = {"app": {"hosts": {"demo": {}}, "vars": variables}}
-        (self.directory / "hosts.json").write_text(json.dumps(inventory), encoding="utf-8")
 
     def _repository(self) -> dict[str, str]:
         script = PROJECT / "tests" / "applications" / "make_repository.py"
@@ -133,63 +121,10 @@ class Site:
         )
         return json.loads(made.stdout)
 
-    def play(self, name: str, *words: str, **environment: str) -> Run:
-        """Run a playbook as an operator does, in a session of its own."""
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "RUNBOOK_"))
-        }
-        bin_directory = Path(sys.executable).parent
-        # A file, not a pipe: what outlives the run may keep it open.
-        output = self.directory / "output"
-        with output.open("wb") as stream:
-            running = subprocess.Popen(
-                [
-                    str(bin_directory / "ansible-playbook"),
-                    "-i",
-                    str(self.directory / "hosts.json"),
-                    f"playbooks/{name}.yml",
-                    *words,
-                ],
-                cwd=PROJECT,
-                env={
-                    **kept,
-                    "PATH": f"{bin_directory}{os.pathsep}{kept['PATH']}",
-                    "ANSIBLE_NOCOLOR": "1",
-                    "ANSIBLE_LOCALHOST_WARNING": "0",
-                    **environment,
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                code = running.wait(RUN_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
-                running.wait()
-                raise
-        return Run(code, output.read_text(encoding="utf-8", errors="replace"))
-
     def killed(self, at: int = 0, after: float = 0, whom: str = "controller") -> tuple[Run, list[Task]]:
         """Deploy v2.7 and kill the run at task *at*; return it and the tasks that started, the last is where it died."""
-        log = self.directory / "tasks"
-        log.unlink(missing_ok=True)
-        run = self.play(
-            "deploy",
-            *("-e", "version=v2.7"),
-            ANSIBLE_CALLBACK_PLUGINS=str(HERE / "callbacks"),
-            ANSIBLE_CALLBACKS_ENABLED="kill_at",
-            RUNBOOK_KILL_LOG=str(log),
-            RUNBOOK_KILL_AT=str(at),
-            RUNBOOK_KILL_AFTER=str(after),
-            RUNBOOK_KILL_WHOM=whom,
-        )
-        tasks = []
-        for line in log.read_text(encoding="utf-8").splitlines():
-            number, begun, name = line.split(" ", 2)
-            tasks.append(Task(int(number), float(begun), name))
-        return run, tasks
+        words = {"RUNBOOK_KILL_AT": str(at), "RUNBOOK_KILL_AFTER": str(after), "RUNBOOK_KILL_WHOM": whom}
+        return play_and_kill(self.directory, "v2.7", **words)
 
     # --- what is asked over HTTP
 
@@ -245,20 +180,6 @@ class Site:
                 found.append(f"{pid} {words[:200]}")
         return found
 
-    def applied(self) -> set[str]:
-        """The application's migrations in the database."""
-        return set(self.rows("SELECT name FROM django_migrations WHERE app = 'owner_agreements'"))
-
-    def rows(self, query: str) -> list[str]:
-        """The first column of what SQLite answers."""
-        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as connection:
-            return [row[0] for row in connection.execute(query)]
-
-    def records(self) -> list[dict[str, Any]]:
-        """The records of deployments, oldest first."""
-        found = sorted((self.root / "deployments").glob("*.json"))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in found]
-
     # --- where each kill point begins
 
     def prepare(self) -> None:
@@ -312,11 +233,3 @@ class Site:
         pid_file.write_text(
             json.dumps({**noted, "pid": main.pid, "start_time": main.start_time}), encoding="utf-8"
         )
-
-    @staticmethod
-    def wait(condition: Any, what: str) -> None:
-        """Wait until *condition* is true."""
-        until = time.monotonic() + WAIT_SECONDS
-        while not condition():
-            assert time.monotonic() < until, f"waited {WAIT_SECONDS} s for {what}"
-            time.sleep(0.1)

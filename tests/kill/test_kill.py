@@ -14,14 +14,15 @@ import os
 import subprocess
 import time
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pytest
-from kill_site import NEW_MIGRATION, PROJECT, Run, Site, Task, Visitors
+from kill_site import NEW_MIGRATION, PROJECT, SWITCH, TAKE_OVER, Run, Site, Task, Visitors
 
 EVERY = int(os.environ.get("KILL_EVERY") or "1")
 FROM = os.environ.get("KILL_FROM") or "0"
+REPORT = os.environ.get("KILL_REPORT") or ""
 AT = [word for word in os.environ.get("KILL_AT", "").split(",") if word]
-SWITCH = "restart | Start the new instance, prove it, give it the traffic"
 # Where the work is done: killed inside, too.
 LONG = (
     "report | Take the lock and begin the record",
@@ -35,7 +36,6 @@ LONG = (
     "rollback | Measure, and write the verdict only when it is true",
     "report | End the run with its verdict",
 )
-TAKE_OVER = ("-e", "deployment_take_over=true")
 # What takes its time is tried at some of the points: the refusal of the next deployment with the deployment after it, and
 # rollback.yml in place of resume.yml.
 SAMPLE = 4
@@ -179,16 +179,36 @@ def good(run: Run, what: str) -> None:
     expect(run.code == 0, f"{what} ended with {run.code}: {' '.join(run.output[-1800:].split())}")
 
 
-def try_point(site: Site, point: Point, position: int) -> str:
+class Watch:
+    """Where the seconds of a point go."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        self.parts: list[str] = []
+
+    def part(self, name: str) -> None:
+        """Say that *name* has just ended."""
+        now = time.monotonic()
+        self.parts.append(f"{name} {now - self.last:.1f}")
+        self.last = now
+
+    def __str__(self) -> str:
+        return " + ".join(self.parts)
+
+
+def try_point(site: Site, point: Point, position: int, watch: Watch) -> str:
     """Kill there, look, make it good, look again; return what was seen in words.
 
     :raises Wrong: when something is not as it must be.
     """
     site.reset()
+    watch.part("reset")
     with Visitors(site) as visitors:
         run, tasks = site.killed(point.task, point.after, point.whom)
+        watch.part("killed")
         # Behind a dead controller the module that runs goes on to its end.
         site.wait(lambda: not site.tools(), "the modules of the dead run to end")
+        watch.part("ended")
         begun = tasks if point.after else tasks[:-1]
         switched = any(task.name == SWITCH for task in begun)
         allowed = {"v2.6", "v2.7"} if switched else {"v2.6"}
@@ -205,13 +225,16 @@ def try_point(site: Site, point: Point, position: int) -> str:
         wrong = sorted({answer.version for answer in visitors.reads.copy() if answer.status == 200} - allowed)
         expect(not wrong, f"a visitor was answered by {wrong} before the switch")
         dead = [record["id"] for record in site.records() if record["verdict"] is None]
+        watch.part("looked")
         if dead and position % SAMPLE == 0:
             check_refusal(site, dead[-1])
+            watch.part("refused")
             expect(
                 not up or answered(site, allowed) == at_kill, "the refused deployment changed what answers"
             )
         playbook = "rollback" if dead and position % SAMPLE == 2 else "resume"
         good(site.play(playbook, *TAKE_OVER), f"{playbook}.yml")
+        watch.part(playbook)
         after = answered(site, {"v2.6", "v2.7"})
         # Finished under its own id, or undone.
         proved = [record["id"] for record in site.records() if record["verdict"] == "success"]
@@ -228,6 +251,7 @@ def try_point(site: Site, point: Point, position: int) -> str:
         good(site.play("deploy", "-e", "version=v2.7"), "the next deployment")
         answered(site, {"v2.7"})
         check_data(site, [*visitors.acknowledged, "after all"], "v2.7")
+        watch.part("deployed")
         again = ", then v2.7 deployed"
     late = ", not killed" if run.code >= 0 else ""
     record = f", record {dead[-1]}" if dead else ", no open record"
@@ -235,6 +259,21 @@ def try_point(site: Site, point: Point, position: int) -> str:
         f"died in {tasks[-1].number}{late}{record}, {at_kill} answered, {playbook}: {after}, "
         f"{len(visitors.acknowledged)} rows{again}"
     )
+
+
+def report(results: list[tuple[Point, float, str]]) -> None:
+    """Write each point as a test of its own, where KILL_REPORT names a file (JUnit XML)."""
+    if not REPORT:
+        return
+    suite = ElementTree.Element("testsuite", name="kill", tests=str(len(results)))
+    for point, seconds, failure in results:
+        about = {"classname": "kill", "name": f"{point.name} {point.title}", "time": f"{seconds:.1f}"}
+        case = ElementTree.SubElement(suite, "testcase", about)
+        if failure:
+            ElementTree.SubElement(case, "failure", message=failure)
+    path = PROJECT / REPORT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ElementTree.ElementTree(suite).write(path, encoding="unicode")
 
 
 def test_killed_at_every_point(site):
@@ -246,14 +285,19 @@ def test_killed_at_every_point(site):
     wanted = chosen(points)
     assert wanted, f"KILL_AT={','.join(AT)} names none of {', '.join(point.name for point in points)}"
     print(f"\n{len(tasks)} tasks, {len(points)} kill points, of which {len(wanted)} are tried")
-    failures = []
+    results = []
     for position, point in enumerate(wanted):
         begun = time.monotonic()
+        watch = Watch()
+        failure = ""
         try:
-            seen = f"ok: {try_point(site, point, position)}"
+            seen = f"ok: {try_point(site, point, position, watch)} ({watch} s)"
         except (Wrong, AssertionError) as error:
-            seen = f"FAILED: {' '.join(str(error).split())[:3000]}"
-            failures.append(f"{point.name} {point.title}: {seen}")
-        print(f"{point.name:>6} {time.monotonic() - begun:5.1f} s  {point.title:75} {seen}", flush=True)
+            failure = seen = f"FAILED: {' '.join(str(error).split())[:3000]}"
+        seconds = time.monotonic() - begun
+        results.append((point, seconds, failure))
+        print(f"{point.name:>6} {seconds:5.1f} s  {point.title:75} {seen}", flush=True)
+    failures = [f"{point.name} {point.title}: {failure}" for point, _seconds, failure in results if failure]
     print(f"{len(wanted)} kill points, {len(wanted) - len(failures)} survivors")
+    report(results)
     assert not failures, "\n".join(failures)

@@ -4,7 +4,8 @@
 """Count the tasks of a run, and kill the controller at one of them, as a machine that loses its power does.
 
 Of each task that starts, a line ``<number> <seconds of the monotonic clock> <role> | <task>`` goes to the file in
-RUNBOOK_KILL_LOG. At the task RUNBOOK_KILL_AT the controller's process group is killed, before anything of the task is
+RUNBOOK_KILL_LOG. At the task with the number RUNBOOK_KILL_AT, or with the name RUNBOOK_KILL_TASK (``2 <role> | <task>``:
+the second of that name), the controller's process group is killed, before anything of the task is
 done; with RUNBOOK_KILL_AFTER a process of its own does it so many seconds later, inside the task.
 """
 
@@ -43,6 +44,8 @@ class CallbackModule(CallbackBase):
         self.count = 0
         self.log = os.open(os.environ["RUNBOOK_KILL_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.at = int(os.environ.get("RUNBOOK_KILL_AT") or 0)
+        times, _space, self.name = os.environ.get("RUNBOOK_KILL_TASK", "").partition(" ")
+        self.times = int(times or 0)
         self.after = float(os.environ.get("RUNBOOK_KILL_AFTER") or 0)
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
@@ -51,8 +54,11 @@ class CallbackModule(CallbackBase):
         role = (getattr(getattr(task, "_role", None), "_role_name", "") or "play").rpartition(".")[2]
         # Tasks of a role are called "<role> : <task>".
         name = " ".join(str(task.get_name()).split()).rpartition(" : ")[2]
-        os.write(self.log, f"{self.count} {time.monotonic():.3f} {role} | {name}\n".encode())
-        if self.count != self.at:
+        title = f"{role} | {name}"
+        os.write(self.log, f"{self.count} {time.monotonic():.3f} {title}\n".encode())
+        self.times -= title == self.name
+        here = self.name and title == self.name and self.times == 0
+        if self.count != self.at and not here:
             return
         if not self.after:
             os.killpg(os.getpgrp(), signal.SIGKILL)
