@@ -12,5 +12,10 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 UNIT = TESTS / "unit" / "plugins"
-sys.path[:0] = [str(TESTS / "kill"), str(TESTS / "support"), str(UNIT / "modules"), str(UNIT / "module_utils")]
+sys.path[:0] = [
+    str(TESTS / "kill"),
+    str(TESTS / "support"),
+    str(UNIT / "modules"),
+    str(UNIT / "module_utils"),
+]
 pytest.register_assert_rewrite("kill_site", "played_site")
