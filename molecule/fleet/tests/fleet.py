@@ -15,28 +15,50 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fleet_tools import HOSTS, PROJECT, ROOT, WEBS, Load, Run, Running, hosts, until
+from fleet_tools import (
+    CONTAINERS,
+    HOSTS,
+    PROJECT,
+    ROOT,
+    SCENARIO,
+    WEBS,
+    Load,
+    Run,
+    Running,
+    hosts,
+    inventory_of_one,
+    until,
+)
 
 TAKE_OVER = ("-e", "deployment_take_over=true")
 UNITS = "systemctl list-units --plain --no-legend --all 'goexplorer-fleet-*@*.service'"
 
 
 class Fleet:
-    """Playbooks against all hosts, and all hosts looked at from outside; *directory* takes what runs print."""
+    """Playbooks against all hosts, and all hosts looked at from outside; *directory* takes what runs print.
+
+    `names`: the application's hosts, the first one first; `webs`: those that visitors reach; `servers`: what the load calls them.
+    """
+
+    names, webs, servers = HOSTS, WEBS, WEBS
+    # What the host that visitors ask answers by itself.
+    own = "/alive"
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.number = 0
         self.all = hosts()
-        self.members = [self.all[name] for name in HOSTS]
+        self.members = [self.all[name] for name in self.names]
         self.front, self.data = self.all["front1"], self.all["data1"]
+        self.sources = (CONTAINERS / "inventory.yml", SCENARIO / "inventory")
 
     # --- as an operator ---
 
     def start(self, playbook: str, *words: str) -> Running:
         """Start a playbook."""
         self.number += 1
-        return Running(playbook, *words, log=self.directory / f"{self.number:02d}-{playbook}.log")
+        log = self.directory / f"{self.number:02d}-{playbook}.log"
+        return Running(playbook, *words, sources=self.sources, log=log)
 
     def play(self, playbook: str, *words: str) -> Run:
         """Run a playbook to its end."""
@@ -49,9 +71,9 @@ class Fleet:
         return run
 
     def load(self) -> Load:
-        """A constant load through the balancer."""
+        """A constant load through the address that visitors use."""
         self.number += 1
-        return Load(self.front.address, self.directory / f"{self.number:02d}-load.jsonl")
+        return Load(self.front.address, self.directory / f"{self.number:02d}-load.jsonl", own=self.own)
 
     def next(self, run: Run) -> tuple[str, ...]:
         """The playbook and the words of the first command that a run names for people, without the inventory."""
@@ -88,7 +110,7 @@ class Fleet:
     def answer(self) -> dict[str, str]:
         """The version with which each host answers."""
         with ThreadPoolExecutor() as pool:
-            return dict(zip(HOSTS, pool.map(lambda member: member.version(), self.members)))
+            return dict(zip(self.names, pool.map(lambda member: member.version(), self.members)))
 
     def balanced(self) -> dict[str, str]:
         """The state of each web server in the balancer, in HAProxy's own words."""
@@ -116,7 +138,7 @@ class Fleet:
     def whole(self, version: str) -> None:
         """See that every host serves *version* from one instance, is in the balancer, and has nothing left to do."""
         until(
-            lambda: self.answer() == dict.fromkeys(HOSTS, version),
+            lambda: self.answer() == dict.fromkeys(self.names, version),
             f"{version} everywhere: {self.answer()}",
             30,
         )
@@ -129,7 +151,7 @@ class Fleet:
         assert "nothing needs attention." in run.block, run.block
         # One table has all hosts.
         rows = [line.split() for line in run.block.splitlines()]
-        for name in HOSTS:
+        for name in self.names:
             assert [row for row in rows if row[:1] == [name] and "yes" in row], run.block
 
     def started(self, host: str) -> float:
@@ -148,4 +170,47 @@ class Fleet:
     def tried(self, deployment: str) -> list[str]:
         """The hosts on which a service of a deployment was ever started."""
         look = f"journalctl -q -o cat -u 'goexplorer-fleet-*@{deployment}.service'"
-        return [name for name in HOSTS if self.all[name].sh(look)]
+        return [name for name in self.names if self.all[name].sh(look)]
+
+
+class Single(Fleet):
+    """One host with no balancer before it, which switches by blue-green alone: an application and an inventory of its own."""
+
+    names, webs, servers = ("single1",), ("single1",), ("",)
+    # Its nginx looks for the file, and asks nobody.
+    own = "/static/none.css"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.front = self.all["single1"]
+        self.sources = (inventory_of_one(), SCENARIO / "inventory_single")
+
+    def in_balance(self) -> bool:
+        return True
+
+    def balanced(self) -> dict[str, str]:
+        return {}
+
+
+def assert_unnoticed(fleet: Fleet, load: Load, before: str, after: str) -> None:
+    """No visitor noticed the switch from one version to the other."""
+    print(load)
+    assert load.failed == []
+    assert load.steady()
+    begun = {host: fleet.started(host) for host in fleet.names}
+    # Before its start a host is taken out of the balancer, after it the old instance ends.
+    assert load.slow_by_switch(min(begun.values()) - 20, max(begun.values()) + 20) == []
+    for server in fleet.servers:
+        # Each host answers with the one, then with the other, and never again with the first.
+        assert load.versions[server] == [before, after]
+    for host in fleet.webs:
+        requests = fleet.asked(host)
+        programs = [program for _path, _status, program in requests]
+        gate = requests[: programs.index("visitor")]
+        passed = [(path, status) for path, status, program in gate if program not in ("-", "visitor")]
+        # Each check passed twice in a row before the first visitor came.
+        assert passed.count(("/healthz/", "200")) >= 2 and passed.count(("/", "200")) >= 2, (host, gate)
+    # The first host stood alone until it had passed, was in the balancer, and answered visitors.
+    first = min(row.at for row in load.answers if row.version == after)
+    assert begun[fleet.names[0]] < first
+    assert all(begun[host] > first for host in fleet.names[1:]), (first, begun)

@@ -32,7 +32,7 @@ HOSTS = (*WEBS, "worker1")
 RUN_SECONDS = 1800
 # Requests a second: sent where nothing is late, and those that are wanted.
 RATE, CONNECTIONS = float(os.environ.get("RUNBOOK_RATE", "75")), 15
-WANTED = 50
+WANTED = min(50.0, RATE * 2 / 3)
 # The environments of processes, without the shell that looks.
 INSTANCES = r"""for p in /proc/[0-9]*; do tr '\0' '\n' < $p/environ 2>/dev/null | sed -n 's/^RUNBOOK_DEPLOYMENT=//p'; done"""
 SERVING = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8001/healthz/', timeout=10).headers['X-Goexplorer-Version'])"
@@ -52,8 +52,8 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
 class Host:
     """One host, looked at from outside."""
 
-    def __init__(self, name: str, address: str, container: str) -> None:
-        self.name, self.address, self.container = name, address, container
+    def __init__(self, name: str, address: str, container: str, public: str) -> None:
+        self.name, self.address, self.container, self.public = name, address, container, public
 
     def command(self, script: str) -> list[str]:
         return ["docker", "exec", self.container, "sh", "-c", script]
@@ -73,9 +73,8 @@ class Host:
         """The version that answers on this host, or what came instead."""
         if self.name.startswith("worker"):
             return self.sh(f'python3 -c "{SERVING}"', check=False)
-        # The name by which visitors ask; a host's own address is not one of its web server's names.
-        public = hosts()["front1"].address
-        get = f"curl -s -o /dev/null -D - -m 10 -H 'Host: {public}' http://127.0.0.1/healthz/"
+        # The name by which visitors ask; behind a balancer a host's own address is not one of its web server's names.
+        get = f"curl -s -o /dev/null -D - -m 10 -H 'Host: {self.public}' http://127.0.0.1/healthz/"
         found = self.sh(get, check=False)
         named = re.search(r"^x-goexplorer-version: (\S+)", found, re.IGNORECASE | re.MULTILINE)
         return named.group(1) if named and " 200 " in found.splitlines()[0] else found[:200]
@@ -131,11 +130,26 @@ def phase_runs(phase: str) -> str:
 def hosts() -> dict[str, Host]:
     """Every host of the scenario by name."""
     groups = yaml.safe_load((CONTAINERS / "inventory.yml").read_text(encoding="utf-8"))["all"]["children"]
+    found = {name: about for group in groups.values() for name, about in group["hosts"].items()}
+    front = found["front1"]["ansible_host"]
     return {
-        name: Host(name, found["ansible_host"], found["test_container"])
-        for group in groups.values()
-        for name, found in group["hosts"].items()
+        name: Host(
+            name,
+            about["ansible_host"],
+            about["test_container"],
+            front if name in HOSTS else about["ansible_host"],
+        )
+        for name, about in found.items()
     }
+
+
+def inventory_of_one() -> Path:
+    """An inventory in which the host that stands alone is the only one of its application; where it was written."""
+    document = yaml.safe_load((CONTAINERS / "inventory.yml").read_text(encoding="utf-8"))
+    document["all"]["children"] = {"app": document["all"]["children"]["single"]}
+    path = CONTAINERS / "single.yml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path
 
 
 class Run(NamedTuple):
@@ -165,11 +179,11 @@ class Run(NamedTuple):
 class Running:
     """A playbook that runs, as an operator has started it."""
 
-    def __init__(self, playbook: str, *words: str, log: Path) -> None:
+    def __init__(self, playbook: str, *words: str, sources: tuple[Path, ...], log: Path) -> None:
         self.title = " ".join((playbook, *words))
         self.log = log
         command = [str(Path(sys.executable).with_name("ansible-playbook")), f"playbooks/{playbook}.yml"]
-        command += ["-i", str(CONTAINERS / "inventory.yml"), "-i", str(SCENARIO / "inventory"), *words]
+        command += [*(word for source in sources for word in ("-i", str(source))), *words]
         # What a login of the operator has; molecule's own settings are not part of it.
         kept = {
             name: value
@@ -188,6 +202,18 @@ class Running:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def begins(self, phase: str) -> None:
+        """Wait until its output says that a phase begins."""
+        line = re.compile(rf"^\d\d:\d\d:\d\d  {phase}\b", re.MULTILINE)
+        until(
+            lambda: line.search(self.log.read_text(errors="replace")) or self.process.poll() is not None,
+            f"{self.title} comes to {phase}",
+            RUN_SECONDS,
+        )
+        assert line.search(self.log.read_text(errors="replace")), (
+            f"{self.title} ended before {phase}:\n{self.log.read_text()[-3000:]}"
+        )
 
     def wait(self) -> Run:
         """Wait for its end, and print what a person reads."""
@@ -216,16 +242,19 @@ class Answer(NamedTuple):
 
 
 class Load:
-    """A constant load on the site, and what was seen of it; *before*: seconds of it before anything else is done."""
+    """A constant load on the site, and what was seen of it.
 
-    def __init__(self, address: str, path: Path, before: float = 8) -> None:
-        self.address, self.path, self.before = address, path, before
+    *before*: seconds of it before anything else is done. *own*: what the server at *address* answers itself.
+    """
+
+    def __init__(self, address: str, path: Path, before: float = 8, own: str = "/alive") -> None:
+        self.address, self.path, self.before, self.own = address, path, before, own
         self.rows: list[Answer] = []
 
     def __enter__(self) -> Load:
-        words = [sys.executable, str(LOAD), self.address, str(RATE), str(CONNECTIONS), str(self.path)]
+        words = [str(LOAD), self.address, str(RATE), str(CONNECTIONS), str(self.path), self.own]
         self.begun = time.time()
-        self.process = subprocess.Popen(words)
+        self.process = subprocess.Popen([sys.executable, *words])
         # The same load for some seconds without a deployment: what the machine does by itself.
         time.sleep(self.before)
         self.read()
@@ -270,30 +299,32 @@ class Load:
         On a busy machine answers take long without any switch, as long as the slowest of those that were sent outside of
         it; and nobody causes what is late because this program was waked late, or the balancer's own answer was.
         """
+        within = [row for row in self.answers if begun <= row.at <= ended]
         limit = max([1.0, *(row.seconds for row in self.answers if not begun <= row.at <= ended)])
         stalls = [row for row in self.rows if row.kind in ("balancer", "late") and row.seconds > 0.25]
+        over = [row for row in within if row.seconds > limit]
         found = [
             row
-            for row in self.answers
-            if begun <= row.at <= ended
-            and row.seconds > limit
-            and not any(
+            for row in over
+            if not any(
                 stall.at < row.at + row.seconds and row.at < stall.at + stall.seconds for stall in stalls
             )
         ]
         print(
-            f"  {len(found)} answers over {limit:.2f} s were sent in the {ended - begun:.0f} s of the switch"
+            f"  in the {ended - begun:.0f} s of the switch {len(within)} requests were sent, {sum(row.seconds > 1 for row in within)} "
+            f"answered after 1 s, {len(over)} after {limit:.2f} s, {len(found)} of these while the machine did not stall"
         )
         return found
 
     def steady(self) -> bool:
-        """Whether as many requests a second were sent as are asked of this load, or as the machine let through before anything began."""
+        """Whether as many requests a second were sent as are asked of this load."""
         before = len([row for row in self.answers if row.at < self.switched]) / (self.switched - self.begun)
-        if before < WANTED:
+        if self.rate < WANTED:
             print(
-                f"  this machine lets {before:.1f} requests a second through when nothing happens, {WANTED} are wanted"
+                f"  {WANTED:g} requests a second are wanted, {self.rate:.1f} got through, {before:.1f} when nothing happened; "
+                "RUNBOOK_RATE asks for fewer on a slower machine"
             )
-        return self.rate >= min(WANTED, before / 3)
+        return self.rate >= WANTED
 
     @property
     def versions(self) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A constant load on a web site, by a program of its own, and what each request got.
 
-    load.py ADDRESS[:PORT] RATE CONNECTIONS FILE
+    load.py ADDRESS[:PORT] RATE CONNECTIONS FILE OWN
 
 Until it gets TERM it sends RATE requests a second over CONNECTIONS connections: every second one is kept open as a
 browser keeps it, the others are new for each request. It asks for the home page, the style sheet that this page names,
@@ -12,7 +12,7 @@ and /healthz/ in turn. FILE gets one JSON list for each request, when its answer
     [time of sending, seconds, kind, status, version, server, error]
 
 `status` is 0 where no answer came; nothing is tried twice. Two kinds are no requests of visitors, and say how the machine is:
-`balancer` is answered by the balancer itself, ten times a second, and `late` is by how much this program was waked too late.
+`balancer` is the path OWN, answered by the balancer (or the only web server) itself, ten times a second, and `late` is by how much this program was waked too late.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class Client:
             number += 1
             due = max(due + interval, time.monotonic())
 
-    def go_balancer(self, over: threading.Event) -> None:
+    def go_balancer(self, path: str, over: threading.Event) -> None:
         """Ask the balancer itself."""
         while not over.wait(0.1):
-            self.ask("/alive", "balancer")
+            self.ask(path, "balancer")
 
 
 def main() -> None:
@@ -99,7 +99,8 @@ def main() -> None:
     over, lock = threading.Event(), threading.Lock()
     signal.signal(signal.SIGTERM, lambda _number, _frame: over.set())
     with open(path, "w", encoding="utf-8") as output:
-        threads = [threading.Thread(target=Client(address, True, output, lock).go_balancer, args=(over,))]
+        own = Client(address, True, output, lock).go_balancer
+        threads = [threading.Thread(target=own, args=(sys.argv[5], over))]
         for number in range(connections):
             client = Client(address, number % 2 == 0, output, lock)
             work = (number / rate, connections / rate, over)

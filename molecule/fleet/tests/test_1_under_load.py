@@ -6,34 +6,10 @@
 from __future__ import annotations
 
 import pytest
-from fleet import Fleet
-from fleet_tools import HOSTS, WEBS, Load
+from fleet import assert_unnoticed
+from fleet_tools import HOSTS
 
 STATIC = "find /srv/goexplorer -path '*static*' -name 'intelligence*.css' -printf '%C@\\n'"
-
-
-def assert_unnoticed(fleet: Fleet, load: Load, before: str, after: str) -> None:
-    """No visitor noticed the switch from one version to the other."""
-    print(load)
-    assert load.failed == []
-    assert load.steady()
-    begun = {host: fleet.started(host) for host in HOSTS}
-    # Before its start a host is taken out of the balancer, after it the old instance ends.
-    assert load.slow_by_switch(min(begun.values()) - 20, max(begun.values()) + 20) == []
-    for server in WEBS:
-        # Each host answers with the one, then with the other, and never again with the first.
-        assert load.versions[server] == [before, after]
-    for host in WEBS:
-        requests = fleet.asked(host)
-        programs = [program for _path, _status, program in requests]
-        gate = requests[: programs.index("visitor")]
-        passed = [(path, status) for path, status, program in gate if program not in ("-", "visitor")]
-        # Each check passed twice in a row before the first visitor came.
-        assert passed.count(("/healthz/", "200")) >= 2 and passed.count(("/", "200")) >= 2, (host, gate)
-    # The first host stood alone until it had passed, was in the balancer, and answered visitors.
-    first = min(row.at for row in load.answers if row.version == after)
-    assert begun["web1"] < first
-    assert all(begun[host] > first for host in HOSTS if host != "web1"), (first, begun)
 
 
 def test_first_deployment(fleet):

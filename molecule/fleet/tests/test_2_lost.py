@@ -6,23 +6,41 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from contextlib import contextmanager
 
 import pytest
 from fleet import TAKE_OVER, Fleet
-from fleet_tools import HOSTS, Run, phase_runs, until
+from fleet_tools import HOSTS, Host, Run, Running, phase_runs, until
 
 HELD = "BEGIN; LOCK TABLE auth_user IN SHARE ROW EXCLUSIVE MODE;\n"
 UNAPPLIED = (
     "DROP TABLE owner_agreements_admin_notes; DELETE FROM django_migrations WHERE name = '0004_adminnote'"
 )
+WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = 'goexplorer'"
+# What the server itself wrote down of changes to the live database; copies for trials have other names.
+CREATED = (
+    "grep -c '@goexplorer LOG: *statement: CREATE TABLE \"owner_agreements_admin_notes\"' "
+    "/var/log/postgresql/postgresql-15-main.log; true"
+)
+# Seconds for which the migration goes on after sshd was stopped.
+LONG = 25
+# Phases in which a host is cut off, and the host. What has no phase of its own in a host's record is seen in the run's output.
+SHOWN = ("preflight", "begin", "smoke_test", "settle")
 LOST = [
+    pytest.param("preflight", "web2", marks=pytest.mark.long),
+    pytest.param("begin", "web1", marks=pytest.mark.long),
     pytest.param("release", "web2", marks=pytest.mark.long),
     pytest.param("backup", "web1", marks=pytest.mark.long),
     pytest.param("verify", "web1", marks=pytest.mark.long),
     ("collectstatic", "web3"),
+    pytest.param("migrate", "web1", marks=pytest.mark.long),
     ("restart", "web1"),
     ("restart", "web2"),
     pytest.param("restart", "worker1", marks=pytest.mark.long),
+    pytest.param("smoke_test", "web1", marks=pytest.mark.long),
+    pytest.param("settle", "web2", marks=pytest.mark.long),
+    pytest.param("settle", "web1", marks=pytest.mark.long),
 ]
 
 
@@ -76,54 +94,95 @@ def test_reboot_during_the_switch(fleet, serving, name):
         fleet.whole(other(serving))
 
 
+@contextmanager
+def cut_off(running: Running, phase: str, host: Host):
+    """Cut *host* off as soon as *phase* of *running* has begun; give its network back at the end."""
+    if phase not in SHOWN:
+        with host.when(phase_runs(phase), "ip link set eth0 down"):
+            yield
+        return
+    try:
+        running.begins(phase)
+        host.cut()
+        yield
+    finally:
+        host.heal()
+
+
 @pytest.mark.parametrize(("phase", "name"), LOST)
 def test_host_cut_off(fleet, serving, phase, name):
     host = fleet.all[name]
-    with host.when(phase_runs(phase), "ip link set eth0 down"):
-        run = fleet.play("deploy", "-e", f"version={other(serving)}")
+    running = fleet.start("deploy", "-e", f"version={other(serving)}")
+    with cut_off(running, phase, host):
+        run = running.wait()
         # Seen while it is away: the others are one release again, or were never anything else.
         others = {member: version for member, version in fleet.answer().items() if member != name}
     assert run.code != 0 and f"{name} does not answer" in run.block, run.block
     assert set(others.values()) == {serving}, others
-    assert "STOPPED: A PERSON IS NEEDED" in run.block
+    refused = (
+        "REFUSED, NOTHING WAS CHANGED" if phase in ("preflight", "begin") else "STOPPED: A PERSON IS NEEDED"
+    )
+    assert refused in run.block or "STOPPED: A PERSON IS NEEDED" in run.block, run.block
     repaired(fleet, run)
     fleet.whole(serving)
 
 
-def test_sshd_stopped_in_a_migration(fleet, serving):
+@pytest.mark.parametrize("way", ["finish", pytest.param("named", marks=pytest.mark.long)])
+def test_sshd_stopped_in_a_migration(fleet, serving, way):
     # As if nobody had ever migrated: the migration is pending again.
     if serving != "v2.6":
         fleet.good("rollback", "-e", "rollback_to=v2.6")
     if "0004_adminnote" in fleet.migrations():
         fleet.sql(UNAPPLIED)
+    created = int(fleet.data.sh(CREATED))
     primary = fleet.all["web1"]
     words = ["docker", "exec", "--interactive", "--user=postgres", fleet.data.container, "psql", "-X", "-q"]
     with subprocess.Popen([*words, "-d", "goexplorer"], stdin=subprocess.PIPE, text=True) as holder:
         # The migration waits for somebody who uses a table that it refers to, as long as the test needs.
         holder.stdin.write(HELD)
         holder.stdin.flush()
-        waits = (
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = 'goexplorer'"
-        )
-        until(
-            lambda: "ShareRowExclusiveLock" in fleet.sql("SELECT mode FROM pg_locks WHERE granted"),
-            "the lock",
-        )
-        running = fleet.start("deploy", "-e", "version=v2.7", "-e", "app_migrate_lock_timeout=240")
         try:
-            until(lambda: fleet.sql(waits) != "0", "the migration waits", 1800)
+            until(
+                lambda: "ShareRowExclusiveLock" in fleet.sql("SELECT mode FROM pg_locks WHERE granted"),
+                "the lock",
+            )
+            running = fleet.start("deploy", "-e", "version=v2.7", "-e", "app_migrate_lock_timeout=600")
+            until(lambda: fleet.sql(WAITS) != "0", "the migration waits", 600)
+            begun = time.monotonic()
             # The server and every connection of it.
             primary.sh("systemctl stop ssh ssh.socket 2>/dev/null; pkill -KILL -x sshd; true")
+            run = running.wait()
+            assert run.code != 0 and "web1 does not answer" in run.block, run.block
+            assert "STOPPED: A PERSON IS NEEDED" in run.block
+            assert fleet.answer() == dict.fromkeys(HOSTS, "v2.6")
+            primary.heal()
+            assert fleet.sql(WAITS) != "0", "the migration did not outlive its connection"
+            # Nobody else may begin meanwhile, whoever says that the run is dead.
+            second = fleet.play("deploy", "-e", "version=v2.7", *TAKE_OVER)
+            assert second.code != 0 and "still runs" in " ".join(second.block.split()), second.block
+            if way == "finish":
+                next_one = fleet.start("resume", "-e", "resume=finish")
+            else:
+                book, *rest = fleet.next(run)
+                next_one = fleet.start(book, *rest)
+            time.sleep(max(0.0, LONG - (time.monotonic() - begun)))
+            lasted = time.monotonic() - begun
+            assert next_one.process.poll() is None, next_one.wait()
+            assert fleet.sql(WAITS) != "0"
         finally:
             holder.communicate("ROLLBACK;\n")
-        run = running.wait()
-    applied = until(lambda: fleet.sql(waits) == "0" and fleet.migrations(), "the migration ends", 120)
-    print(f"applied afterwards: {applied[-1]}")
-    primary.heal()
-    assert run.code != 0 and "web1 does not answer" in run.block, run.block
-    assert fleet.answer() == dict.fromkeys(HOSTS, "v2.6")
-    repaired(fleet, run)
-    fleet.whole("v2.6")
-    fleet.good("deploy", "-e", "version=v2.7", *TAKE_OVER)
+            primary.heal()
+        after = next_one.wait()
+    print(f"the migration went on for {lasted:.0f} s after its connection was gone")
+    assert after.code == 0, after.output[-3000:]
+    # The server itself counts how often the table was made: by the run that was cut off, and by nobody else.
+    assert int(fleet.data.sh(CREATED)) == created + 1
+    if way == "finish":
+        fleet.whole("v2.7")
+        assert fleet.migrations().count("0004_adminnote") == 1
+    else:
+        fleet.whole("v2.6")
+        assert "0004_adminnote" not in fleet.migrations()
+    fleet.good("deploy", "-e", "version=v2.7")
     fleet.whole("v2.7")
     assert fleet.migrations().count("0004_adminnote") == 1
