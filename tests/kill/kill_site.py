@@ -22,6 +22,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils import _processes
 from played_site import PROJECT, WAIT_SECONDS, PlayedSite, Run, play
 
 HERE = Path(__file__).parent
+# Most of the files, which an upgrade with the same packages leaves as they are: copied anew only where they are not as they were.
+KEPT = ("environments", "tools")
 NEW_MIGRATION = "0004_adminnote"
 SWITCH = "restart | Start the new instance, prove it, give it the traffic"
 TAKE_OVER = ("-e", "deployment_take_over=true")
@@ -45,6 +47,35 @@ class Answer(NamedTuple):
     body: str
 
 
+def fingerprint(top: Path) -> int:
+    """What tells one state of a tree from another: names, kinds, sizes, times and the files' own numbers."""
+    found = []
+    for directory, _directories, names in os.walk(top):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            entry = os.lstat(path)
+            found.append((path, entry.st_mode, entry.st_ino, entry.st_size, entry.st_mtime_ns))
+    return hash(tuple(sorted(found)))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a tree, which may be read-only."""
+    if path.is_dir() and not path.is_symlink():
+        for directory in [path, *path.rglob("*")]:
+            if directory.is_dir() and not directory.is_symlink():
+                directory.chmod(directory.stat().st_mode | 0o700)
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def copy(path: Path, to: Path) -> None:
+    """Copy a file or a tree as it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.copytree(path, to, symlinks=True)
+    else:
+        shutil.copy2(path, to, follow_symlinks=False)
+
+
 def play_and_kill(directory: Path, version: str, **where: str) -> tuple[Run, list[Task]]:
     """Deploy *version* and kill the run there, in words of the callback kill_at; return it and the tasks that started."""
     log = directory / "tasks"
@@ -66,7 +97,7 @@ def play_and_kill(directory: Path, version: str, **where: str) -> tuple[Run, lis
 
 
 class Visitors:
-    """One reads every 50 ms, one writes; what was acknowledged is noted."""
+    """One reads every 100 ms, one writes; what was acknowledged is noted."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -76,12 +107,12 @@ class Visitors:
         self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._write)]
 
     def _read(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._over.wait(0.1):
             self.reads.append(self.site.get())
 
     def _write(self) -> None:
         number = 0
-        while not self._over.wait(0.05):
+        while not self._over.wait(0.1):
             number += 1
             details = f"visitor {number}"
             if self.site.report(details):
@@ -109,6 +140,7 @@ class Site(PlayedSite):
         self.variables.update({"app_stay_up": 1, **changes})
         self._main: _processes.Process | None = None
         self._environment: dict[str, str] = {}
+        self._kept: dict[str, int] = {}
         self.write()
 
     def _repository(self) -> dict[str, str]:
@@ -192,6 +224,7 @@ class Site(PlayedSite):
         self._main = main
         self._environment = dict(_processes.variables(main.pid))
         shutil.copytree(self.root, self.directory / "prepared", symlinks=True)
+        self._kept = {name: fingerprint(self.root / name) for name in KEPT}
 
     def stop(self) -> None:
         """Kill what runs of the application, whoever started it."""
@@ -206,12 +239,15 @@ class Site(PlayedSite):
     def reset(self) -> None:
         """Put everything back to where v2.6 had just been deployed, and start it with its own launcher."""
         self.stop()
-        for path in [self.root, *self.root.rglob("*")]:
-            if path.is_dir() and not path.is_symlink():
-                path.chmod(path.stat().st_mode | 0o700)
-        shutil.rmtree(self.root)
         shutil.rmtree(self.directory / "reports", ignore_errors=True)
-        shutil.copytree(self.directory / "prepared", self.root, symlinks=True)
+        prepared = self.directory / "prepared"
+        whole = {name for name, known in self._kept.items() if fingerprint(self.root / name) == known}
+        for path in self.root.iterdir():
+            if path.name not in whole:
+                remove(path)
+        for path in prepared.iterdir():
+            if path.name not in whole:
+                copy(path, self.root / path.name)
         deployment = self._main.deployment
         launcher = self.root / "shared" / "env" / f"{deployment}.web.sh"
         log = self.root / "shared" / "log" / f"web.{deployment}.log"

@@ -36,9 +36,10 @@ LONG = (
     "rollback | Measure, and write the verdict only when it is true",
     "report | End the run with its verdict",
 )
-# What takes its time is tried at some of the points: the refusal of the next deployment with the deployment after it, and
+# What takes its time is tried at some of the points: the refusal of the next deployment with the deployment after it; and at others
 # rollback.yml in place of resume.yml.
-SAMPLE = 4
+REFUSED_EVERY = 6
+ROLLED_BACK_EVERY = 3
 
 
 class Point(NamedTuple):
@@ -226,13 +227,13 @@ def try_point(site: Site, point: Point, position: int, watch: Watch) -> str:
         expect(not wrong, f"a visitor was answered by {wrong} before the switch")
         dead = [record["id"] for record in site.records() if record["verdict"] is None]
         watch.part("looked")
-        if dead and position % SAMPLE == 0:
+        if dead and position % REFUSED_EVERY == 0:
             check_refusal(site, dead[-1])
             watch.part("refused")
             expect(
                 not up or answered(site, allowed) == at_kill, "the refused deployment changed what answers"
             )
-        playbook = "rollback" if dead and position % SAMPLE == 2 else "resume"
+        playbook = "rollback" if dead and position % ROLLED_BACK_EVERY == 2 else "resume"
         good(site.play(playbook, *TAKE_OVER), f"{playbook}.yml")
         watch.part(playbook)
         after = answered(site, {"v2.6", "v2.7"})
@@ -247,7 +248,7 @@ def try_point(site: Site, point: Point, position: int, watch: Watch) -> str:
     expect(len(visitors.acknowledged) > 0, "no visitor could write")
     expect(site.report("after all"), "nothing can be written any more")
     again = ""
-    if position % SAMPLE == 0:
+    if position % REFUSED_EVERY == 0:
         good(site.play("deploy", "-e", "version=v2.7"), "the next deployment")
         answered(site, {"v2.7"})
         check_data(site, [*visitors.acknowledged, "after all"], "v2.7")
