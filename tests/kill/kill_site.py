@@ -15,9 +15,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import killer
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
 from played_site import PROJECT, WAIT_SECONDS, PlayedSite, Run, play
 
@@ -157,6 +159,33 @@ class Site(PlayedSite):
         """Deploy v2.7 and kill the run at task *at*; return it and the tasks that started, the last is where it died."""
         words = {"RUNBOOK_KILL_AT": str(at), "RUNBOOK_KILL_AFTER": str(after), "RUNBOOK_KILL_WHOM": whom}
         return play_and_kill(self.directory, "v2.7", **words)
+
+    @contextlib.contextmanager
+    def killed_while(self, whom: str, *words: str) -> Iterator[None]:
+        """Kill the run that goes on meanwhile when a process has all *words* in its command line."""
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(0.02):
+                commands = {pid: _processes.command(pid) for pid in _processes.pids()}
+                if any(all(word in text for word in words) for text in commands.values()):
+                    mine = killer.parents()
+                    (top,) = [
+                        pid
+                        for pid, text in commands.items()
+                        if mine.get(pid) == os.getpid() and str(self.directory / "hosts.json") in text
+                    ]
+                    command = [sys.executable, "-S", killer.__file__, str(top), "0", whom]
+                    subprocess.run(command, check=True)
+                    return
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     # --- what is asked over HTTP
 

@@ -5,14 +5,17 @@
 
 KILL_EVERY=5 takes every fifth point, with KILL_FROM=2 from the third on, with KILL_FROM=commit from one that the commit's hash says.
 KILL_AT=37,37+1 takes these (``+1``: inside the task, the controller alone dies; ``+2``: later in it, all that it started on the host
-dies too).
+dies too). KILL_SITES=2 tries two points at a time; KILL_REPORT names a file for the results (JUnit XML).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -21,6 +24,7 @@ from kill_site import NEW_MIGRATION, PROJECT, SWITCH, TAKE_OVER, Run, Site, Task
 
 EVERY = int(os.environ.get("KILL_EVERY") or "1")
 FROM = os.environ.get("KILL_FROM") or "0"
+SITES = int(os.environ.get("KILL_SITES") or "1")
 REPORT = os.environ.get("KILL_REPORT") or ""
 AT = [word for word in os.environ.get("KILL_AT", "").split(",") if word]
 # Where the work is done: killed inside, too.
@@ -68,14 +72,16 @@ def expect(fact: bool, words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """One host that serves v2.6."""
-    made = Site(tmp_path_factory.mktemp("kill"))
+def sites(tmp_path_factory):
+    """Hosts that serve v2.6 and know nothing of each other; more than one save time where there are processors for them."""
+    made = [Site(tmp_path_factory.mktemp(f"kill{number}")) for number in range(SITES)]
     try:
-        made.prepare()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Site.prepare, made))
         yield made
     finally:
-        made.stop()
+        for site in made:
+            site.stop()
 
 
 def points_of(tasks: list[Task], end: float) -> list[Point]:
@@ -277,28 +283,61 @@ def report(results: list[tuple[Point, float, str]]) -> None:
     ElementTree.ElementTree(suite).write(path, encoding="unicode")
 
 
-def test_killed_at_every_point(site):
+def test_killed_at_every_point(sites):
     """The number of kill points and of survivors is printed."""
-    site.reset()
-    run, tasks = site.killed()
+    sites[0].reset()
+    run, tasks = sites[0].killed()
     assert run.code == 0, run.output[-6000:]
     points = points_of(tasks, time.monotonic())
     wanted = chosen(points)
     assert wanted, f"KILL_AT={','.join(AT)} names none of {', '.join(point.name for point in points)}"
     print(f"\n{len(tasks)} tasks, {len(points)} kill points, of which {len(wanted)} are tried")
-    results = []
-    for position, point in enumerate(wanted):
-        begun = time.monotonic()
-        watch = Watch()
-        failure = ""
+    free: SimpleQueue[Site] = SimpleQueue()
+    for site in sites:
+        free.put(site)
+
+    def attempt(position: int, point: Point) -> tuple[Point, float, str]:
+        site, begun, watch, failure = free.get(), time.monotonic(), Watch(), ""
         try:
             seen = f"ok: {try_point(site, point, position, watch)} ({watch} s)"
         except (Wrong, AssertionError) as error:
             failure = seen = f"FAILED: {' '.join(str(error).split())[:3000]}"
+        finally:
+            free.put(site)
         seconds = time.monotonic() - begun
-        results.append((point, seconds, failure))
         print(f"{point.name:>6} {seconds:5.1f} s  {point.title:75} {seen}", flush=True)
+        return point, seconds, failure
+
+    with ThreadPoolExecutor(len(sites)) as pool:
+        results = list(pool.map(attempt, range(len(wanted)), wanted))
     failures = [f"{point.name} {point.title}: {failure}" for point, _seconds, failure in results if failure]
     print(f"{len(wanted)} kill points, {len(wanted) - len(failures)} survivors")
     report(results)
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("whom", ["controller", "all"])
+def test_killed_while_packages_are_installed(sites, whom):
+    """An upgrade with other packages builds an environment; what is half built is never used, and built anew."""
+    site = sites[0]
+    site.reset()
+    site.write(app_packages=[{"controller": "sqlparse==0.5.3", "all": "sqlparse==0.5.2"}[whom]])
+    try:
+        with Visitors(site) as visitors, site.killed_while(whom, "pip", "install", str(site.root)):
+            run, tasks = site.killed()
+        assert run.code == -signal.SIGKILL, run.output[-6000:]
+        assert tasks[-1].name == "release | Build the release and its environment"
+        site.wait(lambda: not site.tools(), "the modules of the dead run to end")
+        half = [path.parent for path in (site.root / "environments").glob("*/.building")]
+        assert len(half) == (whom == "all")
+        assert answered(site, {"v2.6"}) == "v2.6"
+        assert {answer.version for answer in visitors.reads if answer.status == 200} == {"v2.6"}
+        good(site.play("resume", *TAKE_OVER), "resume.yml")
+        assert answered(site, {"v2.6"}) == "v2.6"
+        check_data(site, visitors.acknowledged, "v2.6")
+        check_order(site, "v2.6")
+        good(site.play("deploy", "-e", "version=v2.7"), "the next deployment")
+        assert answered(site, {"v2.7"}) == "v2.7"
+        assert not list((site.root / "environments").glob("*/.building"))
+    finally:
+        site.write()
