@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-UNIT = Path(__file__).parents[1] / "unit" / "plugins"
-sys.path[:0] = [str(UNIT / "modules"), str(UNIT / "module_utils")]
+TESTS = Path(__file__).parents[1]
+UNIT = TESTS / "unit" / "plugins"
+sys.path[:0] = [str(TESTS / "support"), str(UNIT / "modules"), str(UNIT / "module_utils")]
 
 import test_app_service_workers  # noqa: E402 - found by the path above
 

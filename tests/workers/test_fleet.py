@@ -15,13 +15,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import played_site
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _processes
 from celery_host import APP, Shop
 
-PROJECT = Path(__file__).resolve().parents[2]
 TASKS = int(os.environ.get("RUNBOOK_TASKS", "1000"))
-TIME = 900
 
 
 class Fleet:
@@ -104,31 +103,9 @@ class Fleet:
 
     def play(self, name: str, *words: str, fails: bool = False) -> str:
         """Run a playbook of the collection; return what it says."""
-        environment = {
-            **os.environ,
-            "ANSIBLE_HOME": str(self.directory / "home"),
-            "ANSIBLE_COLLECTIONS_PATH": str(PROJECT / ".ansible_dev"),
-            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-            "ANSIBLE_LOCALHOST_WARNING": "0",
-            "ANSIBLE_FORCE_COLOR": "0",
-        }
-        argv = [
-            str(Path(sys.executable).parent / "ansible-playbook"),
-            "-i",
-            str(self.directory / "hosts.json"),
-        ]
-        done = subprocess.run(
-            [*argv, str(PROJECT / "playbooks" / f"{name}.yml"), *words],
-            cwd=PROJECT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIME,
-            check=False,
-        )
-        said = done.stdout + done.stderr
-        assert bool(done.returncode) == fails, said[-6000:]
-        return said
+        run = played_site.play(self.directory, name, *words)
+        assert bool(run.code) == fails, run.output[-6000:]
+        return run.output
 
     def processes(self) -> list[tuple[str, str, str]]:
         """Return (host, service, version's release) of what runs."""
