@@ -8,10 +8,8 @@ Two application roots on this machine, with a port each, are the hosts; their da
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -106,11 +104,8 @@ class Hosts(Site):
         assert run.code == 0, run.output[-6000:]
         return run.output
 
-    def stop(self) -> None:
-        for root in self.roots.values():
-            for entry in _processes.application_processes(root):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(entry.pid, signal.SIGKILL)
+    def processes(self) -> list[_processes.Process]:
+        return [entry for root in self.roots.values() for entry in _processes.application_processes(root)]
 
 
 @pytest.fixture(scope="module")
