@@ -169,7 +169,8 @@ class Fleet:
 
     def tried(self, deployment: str) -> list[str]:
         """The hosts on which a service of a deployment was ever started."""
-        look = f"journalctl -q -o cat -u 'goexplorer-fleet-*@{deployment}.service'"
+        # Its exit code is 1 where no such unit was ever heard of.
+        look = f"journalctl -q -o cat -u 'goexplorer-fleet-*@{deployment}.service' 2>/dev/null || test $? = 1"
         return [name for name in self.names if self.all[name].sh(look)]
 
 
