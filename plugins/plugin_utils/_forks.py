@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 
 from ansible.template import Templar, trust_as_template
+from ansible_collections.runbook.deploy.plugins.plugin_utils._standing import Life
 
 # With the first filter and the first test ansible-core loads all of its own, with the first of ours all of ours.
 EXPRESSION = (
@@ -34,6 +35,7 @@ def prepare() -> None:
 
     Nothing depends on it: with an ansible-core that has its parts elsewhere the tasks load them as ever.
     """
+    Life.begin()
     try:
         Templar(loader=None, variables={}).template(trust_as_template(EXPRESSION))
         for name in SENDING:
