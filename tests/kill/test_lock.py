@@ -55,7 +55,7 @@ class Paused:
         assert not self.deployment.done(), self.deployment.result().output[-6000:]
         for path in (self.site.root / "deployments").glob("*.work/migrate.json"):
             with contextlib.suppress(ValueError, KeyError, OSError):
-                self.worker = int(json.loads(path.read_text(encoding="utf-8"))["pid"])
+                self.worker = int(json.loads(path.read_text(encoding="utf-8"))["process"]["pid"])
                 self.pids = children(self.worker)
                 for pid in self.pids:
                     os.kill(pid, signal.SIGSTOP)
@@ -79,8 +79,18 @@ class Paused:
 
 def children(parent: int) -> list[int]:
     """The processes that *parent* has started itself."""
-    found = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii")
-    return [int(word) for word in found.split()]
+    found = []
+    for pid in _processes.pids():
+        with contextlib.suppress(OSError):
+            # Behind the name, which may have spaces: state, parent (proc(5)).
+            words = (
+                Path(f"/proc/{pid}/stat")
+                .read_text(encoding="utf-8", errors="replace")
+                .rpartition(")")[2]
+                .split()
+            )
+            found += [pid] if int(words[1]) == parent else []
+    return found
 
 
 @pytest.fixture(scope="module")
