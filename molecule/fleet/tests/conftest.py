@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("fleet")
 
-from fleet import Fleet
+from fleet import Fleet, Single
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
@@ -28,6 +28,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     """Four hosts that serve some version; v2.6 at first."""
     found = Fleet(tmp_path_factory.mktemp("fleet"))
+    if not found.deployed():
+        found.good("setup")
+        found.good("deploy", "-e", "version=v2.6")
+    return found
+
+
+@pytest.fixture(scope="session")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Single:
+    """One host that stands alone and serves some version; v2.6 at first."""
+    found = Single(tmp_path_factory.mktemp("single"))
     if not found.deployed():
         found.good("setup")
         found.good("deploy", "-e", "version=v2.6")
