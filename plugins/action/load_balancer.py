@@ -10,6 +10,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action.normal import ActionModule as NormalAction
 from ansible_collections.runbook.deploy.plugins.plugin_utils._archives import reused
+from ansible_collections.runbook.deploy.plugins.plugin_utils._lost import lost_because
 
 
 class ActionModule(NormalAction):
@@ -24,10 +25,9 @@ class ActionModule(NormalAction):
             if not self._task.ignore_unreachable:
                 raise
             balancer = self._task.delegate_to or variables.get("inventory_hostname", "")
-            reason = str(error).strip().rstrip(".") or "no reason given"
             host = variables.get("inventory_hostname", "the host")
             return {
                 "changed": False,
                 "failed": True,
-                "msg": f"The load balancer {balancer} does not answer: {reason}. Nothing is known about {host} there: see that it runs, then run again.",
+                "msg": f"The load balancer {balancer} does not answer: {lost_because(error)}. Nothing is known about {host} there: see that it runs, then run again.",
             }

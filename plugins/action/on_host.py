@@ -16,6 +16,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action.normal import ActionModule as NormalAction
 from ansible_collections.runbook.deploy.plugins.plugin_utils import _standing
 from ansible_collections.runbook.deploy.plugins.plugin_utils._archives import reused
+from ansible_collections.runbook.deploy.plugins.plugin_utils._lost import lost_because
 
 
 class ActionModule(NormalAction):
@@ -30,13 +31,12 @@ class ActionModule(NormalAction):
                 raise
             own = (task_vars or {}).get("inventory_hostname", "The host")
             host = self._task.delegate_to or own
-            reason = str(error).strip().rstrip(".") or "no reason given"
             return {
                 "changed": False,
                 "failed": True,
                 # Of a task for another host, such as a web server in front, this one is not known to be gone.
                 "unreachable_host": host == own,
-                "msg": f"{host} does not answer: {reason}. Its state is unknown.",
+                "msg": f"{host} does not answer: {lost_because(error)}. Its state is unknown.",
             }
 
     def _low_level_execute_command(self, cmd: str, *args: Any, **options: Any) -> dict[str, Any]:

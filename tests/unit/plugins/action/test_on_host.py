@@ -16,6 +16,7 @@ from ansible.playbook.task import Task
 from ansible.plugins.action.normal import ActionModule as NormalAction
 from ansible.template import Templar
 from ansible_collections.runbook.deploy.plugins.action import on_host
+from ansible_collections.runbook.deploy.plugins.plugin_utils._lost import lost_because
 
 COLLECTION = Path(__file__).resolve().parents[4]
 VARIABLES = {"inventory_hostname": "web1"}
@@ -44,6 +45,39 @@ def test_an_unreachable_host_is_a_failure_where_the_play_goes_on(monkeypatch):
     assert "unreachable" not in answer
     assert answer["msg"].startswith("web1 does not answer: ")
     assert "no route to host. Its state is unknown." in answer["msg"]
+
+
+SENT = 'Data could not be sent to remote host "192.0.2.7". Make sure this host can be reached over ssh:'
+DIED = (
+    "Traceback (most recent call last):\n"
+    '  File "x/_live.py", line 180, in run\n'
+    "FileNotFoundError: [Errno 2] No such file or directory: '/tmp/payload.zip'"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "Failed to connect to the host via ssh: no route.\n",
+            "Failed to connect to the host via ssh: no route",
+        ),
+        (
+            f"{SENT} ssh: connect to host 192.0.2.7 port 22: No route to host\r\n",
+            f"{SENT} ssh: connect to host 192.0.2.7 port 22: No route to host",
+        ),
+        # The shared connection ended, and nobody said why.
+        (SENT, SENT[:-1]),
+        # The host went down below a module, which wrote how it died.
+        (f"{SENT} {DIED}", SENT[:-1]),
+        (
+            f"{SENT} {DIED}\nConnection to 192.0.2.7 closed by remote host.\n",
+            f"{SENT} Connection to 192.0.2.7 closed by remote host",
+        ),
+    ],
+)
+def test_the_reason_is_one_line(said, reason):
+    assert lost_because(AnsibleConnectionFailure(said)) == reason
 
 
 def test_elsewhere_it_stays_what_ansible_makes_of_it(monkeypatch):
