@@ -146,8 +146,13 @@ def test_sshd_stopped_in_a_migration(fleet, serving, way):
                 lambda: "ShareRowExclusiveLock" in fleet.sql("SELECT mode FROM pg_locks WHERE granted"),
                 "the lock",
             )
-            running = fleet.start("deploy", "-e", "version=v2.7", "-e", "app_migrate_lock_timeout=600")
-            until(lambda: fleet.sql(WAITS) != "0", "the migration waits", 600)
+            running = fleet.start("deploy", "-e", "version=v2.7", "-e", '{"app_migrate_lock_timeout": 250}')
+            until(
+                lambda: fleet.sql(WAITS) != "0" or running.process.poll() is not None,
+                "the migration waits",
+                600,
+            )
+            assert running.process.poll() is None, running.wait()
             begun = time.monotonic()
             # The server and every connection of it.
             primary.sh("systemctl stop ssh ssh.socket 2>/dev/null; pkill -KILL -x sshd; true")
