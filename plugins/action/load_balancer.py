@@ -29,5 +29,6 @@ class ActionModule(NormalAction):
             return {
                 "changed": False,
                 "failed": True,
-                "msg": f"The load balancer {balancer} does not answer: {lost_because(error)}. Nothing is known about {host} there: see that it runs, then run again.",
+                "msg": f"The load balancer {balancer} does not answer: {lost_because(error)}. Nothing is known about {host} there: see "
+                "that it runs, then run again.",
             }

@@ -12,7 +12,8 @@ and /healthz/ in turn. FILE gets one JSON list for each request, when its answer
     [time of sending, seconds, kind, status, version, server, error]
 
 `status` is 0 where no answer came; nothing is tried twice. Two kinds are no requests of visitors, and say how the machine is:
-`balancer` is the path OWN, answered by the balancer (or the only web server) itself, ten times a second, and `late` is by how much this program was waked too late.
+`balancer` is the path OWN, answered by the balancer (or the only web server) itself, ten times a second, and `late` is by how much this
+program was waked too late.
 """
 
 from __future__ import annotations
