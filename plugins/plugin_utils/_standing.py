@@ -224,3 +224,16 @@ def run(action: Any, command: str, script: bytes, execute: Any) -> dict[str, Any
         "stderr": errors,
         "stderr_lines": errors.splitlines(),
     }
+
+
+def begin(action: Any, interpreter: Any) -> None:
+    """Start what stands on the host of *action* without waiting for it: its first module finds it there.
+
+    :param interpreter: the host's Python; where it is not known yet, nothing is started.
+    """
+    # Nothing depends on it: the first module starts it where this did not.
+    with contextlib.suppress(Exception):
+        if isinstance(interpreter, str) and usable(action, interpreter):
+            client = connect(words_of(action, interpreter, action._low_level_execute_command))
+            if client is not None:
+                client.close()

@@ -235,6 +235,21 @@ def test_a_task_that_was_ended_leaves_the_others_another_way(asking, monkeypatch
     assert asking("print(1)") is None
 
 
+def test_what_is_begun_early_is_what_tasks_find(asking, monkeypatch):
+    begun = []
+    monkeypatch.setattr(_standing, "usable", lambda _action, command: command == "/usr/bin/python3")
+    monkeypatch.setattr(_standing, "words_of", lambda *_arguments: words())
+    monkeypatch.setattr(
+        _standing, "fork", lambda *arguments: begun.append(1) or _standing_holder.fork(*arguments)
+    )
+    action = SimpleNamespace(_low_level_execute_command=None)
+    for interpreter in (None, "auto_silent", "/usr/bin/python3"):
+        _standing.begin(action, interpreter)
+    assert begun == [1]
+    assert asking("print(1)") == (0, b"1\n", b"")
+    assert begun == [1]
+
+
 # --- the whole
 
 
