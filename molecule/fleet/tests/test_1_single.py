@@ -24,7 +24,7 @@ def test_upgrade_and_rollback(single):
     single.whole("v2.7")
     with single.load() as load:
         single.good("rollback", "-e", "rollback_mode=planned", "-e", "rollback_reason=practice")
-    assert_unnoticed(single, load, "v2.7", "v2.6")
+    assert_unnoticed(single, load, "v2.7", "v2.6", proved_before=True)
     single.whole("v2.6")
 
 

@@ -36,7 +36,7 @@ def test_upgrade(fleet):
 def test_rollback(fleet):
     with fleet.load() as load:
         run = fleet.good("rollback", "-e", "rollback_mode=planned", "-e", "rollback_reason=practice")
-    assert_unnoticed(fleet, load, "v2.7", "v2.6")
+    assert_unnoticed(fleet, load, "v2.7", "v2.6", proved_before=True)
     assert load.since(run.ended) == {"v2.6"}
     fleet.whole("v2.6")
 
