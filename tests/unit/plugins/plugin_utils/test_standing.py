@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -146,7 +147,8 @@ def test_everything_ends_with_the_run(held):
 
 
 def test_a_script_goes_on_when_the_connection_is_lost_and_finds_nobody_who_reads(held, tmp_path):
-    one = held()
+    # What stands is not ended by a signal: as with ssh, its input is closed.
+    one = held(["/bin/sh", "-c", f"cat | {shlex.join(words())}"])
     script = (
         "import os, select, pathlib\n"
         f"pathlib.Path({str(tmp_path / 'pids')!r}).write_text(f'{{os.getppid()}}\\n')\n"
