@@ -13,4 +13,4 @@ test-kill: $(READY) ## an upgrade killed at every task, and what is left made go
 .PHONY: kill
 kill: $(READY) ## every fifth of these points, with another commit others
 	@mkdir -p build/reports
-	KILL_EVERY=5 KILL_FROM=commit KILL_SITES=2 KILL_REPORT=build/reports/kill.xml python -m pytest -q -s tests/kill/test_kill.py
+	KILL_EVERY=5 KILL_FROM=commit KILL_SITES=2 KILL_REPORT=build/reports/kill.xml python -m pytest -q -s tests/kill/test_kill.py -k every_point

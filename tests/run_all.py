@@ -61,6 +61,7 @@ STEPS = (
     Step("sanity", "sanity/*.xml", beside=True),
     Step("unit", "unit.xml"),
     Step("build"),
+    Step("kill", "kill.xml"),
     Step("molecule", "molecule-*.xml", itself=True),
     Step("gates", "molecule-gates.xml", itself=True),
     Step("guards", "molecule-guards.xml", itself=True),
