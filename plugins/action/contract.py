@@ -36,7 +36,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._maintenance_spec i
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._rolling import check_balancer_hosts
 from ansible_collections.runbook.deploy.plugins.module_utils._schedulers import beats_apart, check_beats
-from ansible_collections.runbook.deploy.plugins.plugin_utils import _standing
 
 # Molecule skips these in every run; no task of the collection has them.
 FOREIGN_TAGS = ("molecule-notest", "notest")
@@ -89,8 +88,6 @@ class ActionModule(ActionBase):
         if errors:
             result.update(failed=True, msg="\n".join(errors), errors=errors, changed=False)
             return result
-        # The login takes as long as what comes before the host is asked.
-        _standing.begin(self, self._templar.template(variables.get("ansible_python_interpreter")))
         filled = defaults(values)
         full = {**values, **filled}
         description = {

@@ -14,7 +14,6 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action.normal import ActionModule as NormalAction
-from ansible_collections.runbook.deploy.plugins.plugin_utils import _standing
 from ansible_collections.runbook.deploy.plugins.plugin_utils._archives import reused
 from ansible_collections.runbook.deploy.plugins.plugin_utils._lost import lost_because
 
@@ -38,9 +37,3 @@ class ActionModule(NormalAction):
                 "unreachable_host": host == own,
                 "msg": f"{host} does not answer: {lost_because(error)}. Its state is unknown.",
             }
-
-    def _low_level_execute_command(self, cmd: str, *args: Any, **options: Any) -> dict[str, Any]:
-        execute = super()._low_level_execute_command
-        script = options.get("in_data")
-        found = _standing.run(self, cmd, script, execute) if script else None
-        return execute(cmd, *args, **options) if found is None else found

@@ -12,11 +12,9 @@ This plugin util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 
 from ansible.template import Templar, trust_as_template
-from ansible_collections.runbook.deploy.plugins.plugin_utils._standing import Life
 
 # With the first filter and the first test ansible-core loads all of its own, with the first of ours all of ours.
 EXPRESSION = (
@@ -36,12 +34,6 @@ def prepare() -> None:
 
     Nothing depends on it: with an ansible-core that has its parts elsewhere the tasks load them as ever.
     """
-    Life.begin()
-    # A home that cannot be written, or another ansible-core: expressions are compiled as ever.
-    with contextlib.suppress(Exception):
-        importlib.import_module(
-            "ansible_collections.runbook.deploy.plugins.plugin_utils._templates"
-        ).prepare()
     try:
         Templar(loader=None, variables={}).template(trust_as_template(EXPRESSION))
         for name in SENDING:
