@@ -226,7 +226,13 @@ def check(values: Mapping[str, Any], purpose: str) -> list[str]:
         value = values[name]
         if not has_type(value, variable.kind):
             shown = "a value of another type" if variable.secret else repr(value)
-            errors.append(f"{name} must be {WORDS[variable.kind]}, found {shown}.")
+            # ansible-core reads -e name=value as a text, whatever the value is.
+            hint = (
+                f"; on the command line it is no text as -e '{{\"{name}\": {value}}}'"
+                if variable.kind in ("int", "bool") and isinstance(value, str) and not variable.secret
+                else ""
+            )
+            errors.append(f"{name} must be {WORDS[variable.kind]}, found {shown}{hint}.")
         elif variable.choices and value not in variable.choices:
             errors.append(f"{name} is {value!r}, expected one of {', '.join(variable.choices)}.")
     if errors:

@@ -94,6 +94,7 @@ def test_a_complete_description_is_accepted() -> None:
         ({"app_archive": {"path": "/x.tar"}, "app_repository": "absent"}, "app_archive", "sha256"),
         ({"app_archive": {"path": "/x.tar", "sha256": "0" * 64}}, "app_repository and app_archive", "both"),
         ({"app_stay_up": "5"}, "app_stay_up", "whole number"),
+        ({"app_stay_up": "5"}, "app_stay_up", """-e '{"app_stay_up": 5}'"""),
         ({"app_adopt": {"path": "/opt/old"}}, "app_adopt", "service"),
         (
             {"app_backup_store": {"endpoint": "https://s3.example.org"}},
