@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ansible_collections.runbook.deploy.plugins.module_utils._comparison import Bound, parse_bound
 from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import (
     COMMON,
     Common,
@@ -22,7 +23,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import (
     seconds,
     strings,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import Bound, parse_bound
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # What a check is about, and what else can be said of it.

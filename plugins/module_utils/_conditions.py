@@ -27,6 +27,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ansible_collections.runbook.deploy.plugins.module_utils._comparison import OPERATORS
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 _STEP = re.compile(r"""\.?(?:([^.\[\]"']+)|\[(-?\d+)\]|\["([^"]*)"\]|\['([^']*)'\])""")
@@ -188,7 +189,7 @@ def _compare(operator: str, value: Any, operand: Any) -> bool:
     left, right = number(value), number(operand)
     if left is None or right is None:
         return False
-    return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[operator]
+    return OPERATORS[operator](left, right)
 
 
 def _equal(value: Any, operand: Any, quoted: bool = False) -> bool:

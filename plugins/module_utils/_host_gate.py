@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment, run
+from ansible_collections.runbook.deploy.plugins.module_utils._comparison import SIZES, Bound, version_holds
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     FAIL,
     INCONCLUSIVE,
@@ -27,14 +28,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     check_result,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._gating import GATE_OPTIONS, conduct
-from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import (
-    SIZES,
-    Bound,
-    Check,
-    parse_check,
-    place_of,
-    version_holds,
-)
+from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import Check, parse_check, place_of
 from ansible_collections.runbook.deploy.plugins.module_utils._http_judge import judge_certificate
 from ansible_collections.runbook.deploy.plugins.module_utils._parallel import in_parallel
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ansible_collections.runbook.deploy.plugins.module_utils._comparison import OPERATORS
 from ansible_collections.runbook.deploy.plugins.module_utils._conditions import number
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -113,9 +114,7 @@ def _judge_cookie(wish: str, attributes: Mapping[str, str]) -> tuple[bool, str]:
         limit = float(age.group(2))
         if found is None:
             return False, f"{fact}: it ends with the browser"
-        return {"<": found < limit, "<=": found <= limit, ">": found > limit, ">=": found >= limit}[
-            age.group(1)
-        ], fact
+        return OPERATORS[age.group(1)](found, limit), fact
     pair = _ATTRIBUTE.match(wish)
     if pair:
         return attributes.get(pair.group(1), "").lower() == pair.group(2), fact

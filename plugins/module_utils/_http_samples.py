@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ansible_collections.runbook.deploy.plugins.module_utils._comparison import Bound
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import (
     FAIL,
     INCONCLUSIVE,
@@ -31,24 +32,6 @@ FIGURES = (*TIMES, "error_rate", "throughput")
 # Seconds for times, a share for error_rate, requests a second for throughput.
 UNITS = {"ms": 0.001, "s": 1.0, "%": 0.01, "/s": 1.0, "": 1.0}
 _LIMIT = re.compile(r"^(<=|>=|==|<|>)\s*(\d+(?:\.\d+)?)\s*(ms|s|%|/s)?$")
-
-
-class Bound(NamedTuple):
-    """What a figure is held against, in seconds, as a share, or in requests a second; ``text`` as it was written."""
-
-    operator: str
-    value: float
-    text: str
-
-    def holds(self, found: float) -> bool:
-        """Return whether *found* is within the bound."""
-        return {
-            "<": found < self.value,
-            "<=": found <= self.value,
-            ">": found > self.value,
-            ">=": found >= self.value,
-            "==": found == self.value,
-        }[self.operator]
 
 
 class Samples(NamedTuple):

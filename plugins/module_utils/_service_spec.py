@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ansible_collections.runbook.deploy.plugins.module_utils._comparison import SIZES, Bound, parse_bound
 from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import (
     COMMON,
     Common,
@@ -20,7 +21,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._gate_spec import (
     seconds,
     strings,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import SIZES, Bound, parse_bound
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 SUBJECTS = ("service", "unit", "pid_file")

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from ansible_collections.runbook.deploy.plugins.module_utils._comparison import OPERATORS
 from ansible_collections.runbook.deploy.plugins.module_utils._conditions import number
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
@@ -229,14 +230,7 @@ def judge(
         elif threshold.relation == "between":
             held = limits[0] <= found <= limits[1]
         else:
-            held = {
-                "<": found < limits[0],
-                "<=": found <= limits[0],
-                ">": found > limits[0],
-                ">=": found >= limits[0],
-                "==": found == limits[0],
-                "!=": found != limits[0],
-            }[threshold.relation]
+            held = OPERATORS[threshold.relation](found, limits[0])
         return held != threshold.negated
 
     if not reading.at_least:

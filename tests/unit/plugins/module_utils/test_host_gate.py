@@ -20,13 +20,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.runbook.deploy.plugins.module_utils import _gates, _host_gate, _watch
+from ansible_collections.runbook.deploy.plugins.module_utils._comparison import parse_bound, version_holds
 from ansible_collections.runbook.deploy.plugins.module_utils._gate import check_result
 from ansible_collections.runbook.deploy.plugins.module_utils._host_gate import judge_skew, names_in_example
-from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import (
-    parse_bound,
-    parse_check,
-    version_holds,
-)
+from ansible_collections.runbook.deploy.plugins.module_utils._host_spec import parse_check
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._waivers import parse_waivers, waive
 from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.faulty_server import (
