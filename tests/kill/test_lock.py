@@ -4,7 +4,7 @@
 """A live migration takes minutes: nobody else deploys, goes back or takes over meanwhile, and it is applied once.
 
 The process that migrates is stopped by SIGSTOP while somebody's transaction keeps it waiting for the database, so that
-it lasts as long as a test wants. The tests go on from each other.
+it lasts as long as the test wants.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ansible_collections.runbook.deploy.plugins.module_utils import _processes
+from ansible_collections.runbook.deploy.plugins.module_utils import _proc_tree
 from kill_site import TAKE_OVER, Site
 from played_site import RUN_SECONDS, Run, play
 
@@ -56,7 +56,7 @@ class Paused:
         for path in (self.site.root / "deployments").glob("*.work/migrate.json"):
             with contextlib.suppress(ValueError, KeyError, OSError):
                 self.worker = int(json.loads(path.read_text(encoding="utf-8"))["process"]["pid"])
-                self.pids = children(self.worker)
+                self.pids = [entry.pid for entry in _proc_tree.scan() if entry.ppid == self.worker]
                 for pid in self.pids:
                     os.kill(pid, signal.SIGSTOP)
         return bool(self.pids)
@@ -66,31 +66,6 @@ class Paused:
         for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-
-    def kill_controller(self) -> None:
-        """End ansible-playbook and its forks at once, as a terminal that is closed by a crash does."""
-        (main,) = {os.getpgid(pid) for pid in _processes.pids() if self._is_controller(pid)}
-        os.killpg(main, signal.SIGKILL)
-
-    def _is_controller(self, pid: int) -> bool:
-        words = _processes.command(pid)
-        return "ansible-playbook" in words and str(self.site.directory / "hosts.json") in words
-
-
-def children(parent: int) -> list[int]:
-    """The processes that *parent* has started itself."""
-    found = []
-    for pid in _processes.pids():
-        with contextlib.suppress(OSError):
-            # Behind the name, which may have spaces: state, parent (proc(5)).
-            words = (
-                Path(f"/proc/{pid}/stat")
-                .read_text(encoding="utf-8", errors="replace")
-                .rpartition(")")[2]
-                .split()
-            )
-            found += [pid] if int(words[1]) == parent else []
-    return found
 
 
 @pytest.fixture(scope="module")
