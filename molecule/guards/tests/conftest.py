@@ -43,3 +43,14 @@ def site(empty) -> Site:
     # What a person reads at the end was measured then, on both hosts.
     assert all(f"{name}    serves v2.6" in run.end for name in ("guard1", "guard2")), run.end
     return empty
+
+
+@pytest.fixture(scope="module")
+def alone(empty, tmp_path_factory) -> Site:
+    """One host serving v2.6, whatever both served before."""
+    empty.forget()
+    made = Site(
+        tmp_path_factory.mktemp("alone"), ("guard1",), app_report_store=empty.variables["app_report_store"]
+    )
+    made.good("deploy", version="v2.6")
+    return made

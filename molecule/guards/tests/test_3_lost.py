@@ -139,17 +139,6 @@ def test_the_next_deployment_is_as_any_other(site, written):
     assert site.members[0].rows(written) == ["1"]
 
 
-@pytest.fixture(scope="module")
-def alone(empty, tmp_path_factory) -> Site:
-    """One host serving v2.6."""
-    empty.forget()
-    site = Site(
-        tmp_path_factory.mktemp("alone"), ("guard1",), app_report_store=empty.variables["app_report_store"]
-    )
-    site.good("deploy", version="v2.6")
-    return site
-
-
 ALONE = (
     ("migrate", "restart")
     if not EVERY

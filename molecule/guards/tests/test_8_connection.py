@@ -8,8 +8,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-import pytest
-from site_tools import DATABASE, ROOT, Site
+from site_tools import DATABASE, ROOT
 
 SECONDS = 60
 # Whoever uses the database keeps the migration waiting until it is stopped; no longer than SQLite waits.
@@ -38,17 +37,6 @@ exit 1
 """
 # Every connection, and not the server.
 CUT = "pkill -KILL -f '^sshd(-session)?: [a-z_][a-z0-9_-]*(@| \\[priv\\])'"
-
-
-@pytest.fixture(scope="module")
-def alone(empty, tmp_path_factory) -> Site:
-    """One host serving v2.6."""
-    empty.forget()
-    site = Site(
-        tmp_path_factory.mktemp("cut"), ("guard1",), app_report_store=empty.variables["app_report_store"]
-    )
-    site.good("deploy", version="v2.6")
-    return site
 
 
 def test_the_connection_is_cut_in_a_migration(alone):
