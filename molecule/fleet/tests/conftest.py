@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,28 +16,21 @@ pytest.register_assert_rewrite("fleet")
 from fleet import Fleet, Single
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
-    """With RUNBOOK_FLEET=short leave out what is marked as long."""
-    if os.environ.get("RUNBOOK_FLEET") == "short":
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+def serving(site: Fleet) -> Fleet:
+    """Return *site* with some version on all its hosts; v2.6 at first."""
+    if not site.deployed():
+        site.good("setup")
+        site.good("deploy", "-e", "version=v2.6")
+    return site
 
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    """Four hosts that serve some version; v2.6 at first."""
-    found = Fleet(tmp_path_factory.mktemp("fleet"))
-    if not found.deployed():
-        found.good("setup")
-        found.good("deploy", "-e", "version=v2.6")
-    return found
+    """Four hosts that serve some version."""
+    return serving(Fleet(tmp_path_factory.mktemp("fleet")))
 
 
 @pytest.fixture(scope="session")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Single:
-    """One host that stands alone and serves some version; v2.6 at first."""
-    found = Single(tmp_path_factory.mktemp("single"))
-    if not found.deployed():
-        found.good("setup")
-        found.good("deploy", "-e", "version=v2.6")
-    return found
+    """One host that stands alone and serves some version."""
+    return serving(Single(tmp_path_factory.mktemp("single")))

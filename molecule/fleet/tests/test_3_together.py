@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
 from fleet import Fleet
 
 # Pairs for the fleet, and for one host, where a pair takes a third of the time: the lock is one directory on the primary in both.
-SHORT = os.environ.get("RUNBOOK_FLEET") == "short"
-PAIRS = [("fleet", number) for number in range(2 if SHORT else 5)]
-PAIRS += [("single", number) for number in range(2 if SHORT else int(os.environ.get("RUNBOOK_PAIRS", "15")))]
+COUNTS = {"fleet": 5, "single": 15}
+SHORT = 2
+PAIRS = [
+    pytest.param(site, number, marks=[pytest.mark.long] if number >= SHORT else [])
+    for site, count in COUNTS.items()
+    for number in range(count)
+]
 
 
 @pytest.mark.parametrize(("site", "number"), PAIRS)
