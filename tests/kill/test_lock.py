@@ -56,7 +56,7 @@ class Paused:
         for path in (self.site.root / "deployments").glob("*.work/migrate.json"):
             with contextlib.suppress(ValueError, KeyError, OSError):
                 self.worker = int(json.loads(path.read_text(encoding="utf-8"))["process"]["pid"])
-                self.pids = [entry.pid for entry in _proc_tree.scan() if entry.ppid == self.worker]
+                self.pids = [entry.pid for entry in _proc_tree.scan().values() if entry.ppid == self.worker]
                 for pid in self.pids:
                     os.kill(pid, signal.SIGSTOP)
         return bool(self.pids)
