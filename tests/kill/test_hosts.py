@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A rollout over two hosts is cut off: what resume.yml finishes, what it undoes, and that nothing is done twice.
 
-Two application roots on this machine, with a port each, are the hosts; their database is one file. The tests go on from each other.
+Two application roots on this machine, with a port each, are the hosts; their database is one file. What stands before them is told by
+tasks of the inventory's own, each of which leaves a line. The tests go on from each other.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ class Hosts(Site):
             app_root="{{ demo_directory }}/{{ inventory_hostname }}",
             app_database={"engine": "sqlite", "path": str(self.database), "shared": True},
             app_batch=1,
+            app_load_balancer={"kind": "tasks", "drain": "out.yml", "ready": "in.yml"},
         )
+        for where in ("out", "in"):
+            command = f"echo {where} {{{{ inventory_hostname }}}} >> {directory / 'told'}"
+            tasks = [{"name": f"The host is {where}", "ansible.builtin.shell": {"cmd": command}}]
+            (directory / f"{where}.yml").write_text(json.dumps(tasks), encoding="utf-8")
         hosts = {name: {"demo_port": port} for name, port in self.ports.items()}
         inventory = {"app": {"hosts": hosts, "vars": self.variables}}
         (directory / "hosts.json").write_text(json.dumps(inventory), encoding="utf-8")
@@ -82,14 +88,21 @@ class Hosts(Site):
         (record,) = (record for record in self.records() if record["verdict"] is None)
         return record["id"]
 
+    def told(self) -> list[str]:
+        """What the load balancer was told, ``out`` or ``in`` and the host, oldest first."""
+        return (self.directory / "told").read_text(encoding="utf-8").splitlines()
+
     def verdicts(self, deployment: str) -> dict[str, Any]:
         """What each host's record of *deployment* says of it."""
         paths = {name: root / "deployments" / f"{deployment}.json" for name, root in self.roots.items()}
         return {name: json.loads(path.read_text(encoding="utf-8"))["verdict"] for name, path in paths.items()}
 
     def whole(self, version: str) -> None:
-        """Every host serves *version*, also after a reboot, and no run is open."""
+        """Every host serves *version*, also after a reboot, and gets requests; no run is open."""
         assert self.served() == dict.fromkeys(HOSTS, version)
+        told = self.told()
+        last = {host: where for where, host in map(str.split, told)}
+        assert last == dict.fromkeys(HOSTS, "in"), told
         for root in self.roots.values():
             assert (root / "current" / "VERSION").read_text(encoding="utf-8").strip() == version
             assert not (root / "deployment.lock").exists()
@@ -97,6 +110,7 @@ class Hosts(Site):
         assert self.rows("PRAGMA integrity_check") == ["ok"]
         self.good("resume")
         assert self.served() == dict.fromkeys(HOSTS, version)
+        assert self.told() == told
 
     def good(self, name: str, *words: str) -> str:
         """Run a playbook that has to succeed; return what it printed."""
@@ -123,10 +137,10 @@ def hosts(tmp_path_factory) -> Iterator[Hosts]:
 def test_what_every_host_serves_is_proved_and_closed(hosts):
     deployment = hosts.cut_off("v2.7", PROOF)
     assert hosts.served() == dict.fromkeys(HOSTS, "v2.7")
-    before = hosts.mains()
+    before, told = hosts.mains(), hosts.told()
     hosts.good("resume", *TAKE_OVER)
     assert hosts.verdicts(deployment) == dict.fromkeys(HOSTS, "success")
-    assert hosts.mains() == before
+    assert hosts.mains() == before and hosts.told() == told
     hosts.whole("v2.7")
 
 
@@ -143,8 +157,10 @@ def test_a_mixture_is_undone(hosts):
 def test_a_mixture_is_finished_where_a_person_asks_for_it(hosts):
     deployment = hosts.cut_off("v2.8", BETWEEN)
     assert hosts.served() == {"one": "v2.8", "two": "v2.7"}
-    before = hosts.mains()
+    before, told = hosts.mains(), len(hosts.told())
     hosts.good("resume", *TAKE_OVER, "-e", "resume=finish")
     assert hosts.verdicts(deployment) == dict.fromkeys(HOSTS, "success")
     assert hosts.mains()["one"] == before["one"] and hosts.mains()["two"] != before["two"]
+    # What serves it stays in.
+    assert hosts.told()[told:] == ["out two", "in two"]
     hosts.whole("v2.8")
