@@ -49,7 +49,7 @@ def test_the_connection_is_cut_in_a_migration(alone):
         begun = time.monotonic()
         lost.sh(CUT)
         until = begun + 120
-        while "still runs as process" not in alone.output.read_text(encoding="utf-8"):
+        while f"still runs as process {worker}" not in alone.output.read_text(encoding="utf-8"):
             assert running.poll() is None and time.monotonic() < until, alone.output.read_text()[-4000:]
             time.sleep(0.2)
         # Nothing is taken back meanwhile, and the lock is kept.
