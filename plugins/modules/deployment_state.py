@@ -14,7 +14,7 @@ author:
 description:
   - Asks the host which release answers, which migrations are applied, who holds the lock and which deployment was begun and never ended.
   - Which release answers is told from the process at the other end of the socket or port.
-  - What stands in the way of a deployment is returned as sentences in RV(state.problems), not as a failure of this task.
+  - What stands in the way of a deployment is returned as sentences in RV(state.problems); with O(refuse) it is a failure of this task, too.
   - With O(resolve), fetches the repository and resolves O(version) to one commit. Nothing else is ever changed.
 attributes:
   check_mode:
@@ -65,6 +65,10 @@ options:
     type: dict
   resolve:
     description: Fetch, resolve O(version), and compare it with what is live.
+    type: bool
+    default: false
+  refuse:
+    description: Fail with what stands in the way of a deployment; what was measured is returned all the same.
     type: bool
     default: false
   source:
@@ -316,6 +320,7 @@ def main() -> None:
             "adopt": {"type": "dict", "default": {}},
             "record": {"type": "dict"},
             "resolve": {"type": "bool", "default": False},
+            "refuse": {"type": "bool", "default": False},
             "source": {
                 "type": "dict",
                 "default": {},
@@ -362,6 +367,8 @@ def main() -> None:
     except Problem as problem:
         # What was measured is true also where the version is not to be had.
         module.fail_json(**{**result, **problem.answer()})
+    if params["refuse"] and state["problems"]:
+        module.fail_json(msg="\n".join(problem["message"] for problem in state["problems"]), **result)
     module.exit_json(**result)
 
 

@@ -12,6 +12,7 @@ This plugin util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import gc
 import importlib
 
 from ansible.template import Templar, trust_as_template
@@ -40,3 +41,6 @@ def prepare() -> None:
             importlib.import_module(name)
     except Exception:
         return
+    finally:
+        # What is there now stays: the collector would look through it again in each process, and have its pages copied.
+        gc.freeze()
