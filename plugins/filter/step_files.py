@@ -37,8 +37,8 @@ options:
     description: Whether hosts are taken out of a load balancer meanwhile.
     type: bool
     default: false
-  failed:
-    description: Whether something failed before.
+  stopped:
+    description: Whether something failed before, or the time is up, so that nothing may begin.
     type: bool
     default: false
 """
@@ -63,14 +63,14 @@ def step_files(
     hosts: Sequence[str],
     page: bool = False,
     balanced: bool = False,
-    failed: bool = False,
+    stopped: bool = False,
 ) -> list[dict[str, Any]]:
     """Return ``[{file, hosts}]``; see the documentation of the filter."""
     alone = len(hosts) == 1
     before = [host for name in BEFORE for host in steps[name]["hosts"]]
     after = [host for name in AFTER for host in steps[name]["hosts"]]
-    # turn.yml asks whether it is the host's turn, and whether what came before has failed.
-    start = "start.yml" if alone and not (before or balanced or failed) else "turn.yml"
+    # turn.yml asks whether it is the host's turn, and whether anything stands against it.
+    start = "start.yml" if alone and not (before or balanced or stopped) else "turn.yml"
     found = [("page_on.yml", hosts)] if page or not alone else []
     found += [("before_start.yml", before)] if before else []
     found += [(start, batch) for batch in steps["start"]["batches"]]

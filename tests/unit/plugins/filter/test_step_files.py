@@ -32,7 +32,7 @@ def test_one_host_that_changes_code_alone_starts_the_release_before() -> None:
     assert files(["web1"]) == [("start.yml", ["web1"])]
 
 
-@pytest.mark.parametrize("given", [{"balanced": True}, {"failed": True}])
+@pytest.mark.parametrize("given", [{"balanced": True}, {"stopped": True}])
 def test_one_host_asks_first_where_something_may_stand_against_it(given) -> None:
     assert files(["web1"], **given) == [("turn.yml", ["web1"])]
 
