@@ -112,14 +112,17 @@ class Fleet:
         with ThreadPoolExecutor() as pool:
             return dict(zip(self.names, pool.map(lambda member: member.version(), self.members)))
 
-    def balanced(self) -> dict[str, str]:
-        """The state of each web server in the balancer, in HAProxy's own words."""
-        text = self.front.sh(
-            "printf 'show stat\\n' | python3 -c \"import socket, sys; s = socket.socket(socket.AF_UNIX); "
+    def balancer(self, command: str) -> str:
+        """What HAProxy answers to *command*, told to itself and past the collection."""
+        return self.front.sh(
+            f"printf '{command}\\n' | python3 -c \"import socket, sys; s = socket.socket(socket.AF_UNIX); "
             "s.connect('/run/haproxy/admin.sock'); s.sendall(sys.stdin.buffer.read()); "
             "print(b''.join(iter(lambda: s.recv(65536), b'')).decode())\""
         )
-        rows = csv.DictReader(io.StringIO(text.lstrip("# ")))
+
+    def balanced(self) -> dict[str, str]:
+        """The state of each web server in the balancer, in HAProxy's own words."""
+        rows = csv.DictReader(io.StringIO(self.balancer("show stat").lstrip("# ")))
         return {row["svname"]: row["status"] for row in rows if row["svname"] in WEBS}
 
     def in_balance(self) -> bool:

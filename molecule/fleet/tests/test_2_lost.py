@@ -73,6 +73,14 @@ def test_reboot_before_and_after_a_switch(fleet, serving):
     fleet.whole(wanted)
 
 
+def test_a_deployment_with_nothing_to_do_puts_back_what_stayed_out_of_the_balancer(fleet, serving):
+    fleet.balancer("set server goexplorer/web2 state maint")
+    assert fleet.balanced()["web2"] == "MAINT"
+    run = fleet.good("deploy", "-e", f"version={serving}")
+    assert "NOTHING TO DO" in run.block, run.block
+    fleet.whole(serving)
+
+
 @pytest.mark.parametrize("name", ["web2", pytest.param("web1", marks=pytest.mark.long)])
 def test_reboot_during_the_switch(fleet, serving, name):
     host = fleet.all[name]

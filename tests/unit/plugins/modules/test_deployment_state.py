@@ -179,6 +179,17 @@ def test_without_a_root_the_problem_is_told_and_nothing_is_fetched(host, ask) ->
     assert "wanted" not in answer
 
 
+def test_what_stands_in_the_way_is_a_failure_where_that_is_asked_for(host, ask) -> None:
+    answer = ask("v1", root=str(host.root / "none"), refuse=True)
+    (problem,) = answer["state"]["problems"]
+    assert answer["failed"] is True and answer["msg"] == problem["message"]
+
+
+def test_nothing_is_refused_where_nothing_stands_in_the_way(live, ask) -> None:
+    answer = ask("v1", refuse=True)
+    assert not answer.get("failed") and answer["state"]["problems"] == []
+
+
 def test_the_deployment_of_the_caller_is_not_interrupted(host, ask) -> None:
     host.record(D1, None, None)
     assert ask("v1", resolve=False)["state"]["interrupted"]["id"] == D1
