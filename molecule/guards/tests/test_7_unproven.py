@@ -187,7 +187,8 @@ def test_what_users_wrote_is_not_lost_by_taking_a_migration_back(alone):
         "(select max(id) from auth_user), (select max(id) from owner_agreements_agreementrisksignal)"
     )
     before = member.tree("/data", "/srv/goexplorer/deployments", "/srv/goexplorer/backups")
-    run = alone.play("rollback", rollback_level="migrations")
+    # On the command line a no is a text.
+    run = alone.play("rollback", rollback_level="migrations", rollback_consent="false")
     assert run.rc != 0
     assert "REFUSED, NOTHING WAS CHANGED" in run.end
     assert "1 rows of owner_agreements_admin_notes" in run.end
