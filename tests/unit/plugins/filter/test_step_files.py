@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.runbook.deploy.plugins.filter.end_files import end_files
 from ansible_collections.runbook.deploy.plugins.filter.step_files import step_files
 from ansible_collections.runbook.deploy.plugins.module_utils._steps import steps_of
 
@@ -64,3 +65,28 @@ def test_hosts_of_a_fleet_go_back_batch_after_batch() -> None:
 
 def test_nothing_starts_where_a_person_has_to_decide() -> None:
     assert files(["web1"], "stop") == []
+
+
+def ends(hosts: list[str], unknown: list[str] | None = None, **given: bool) -> list[str]:
+    found = end_files(unknown or [], hosts, "web1", **given)
+    assert all((TASKS / entry["file"]).is_file() and entry["hosts"] == hosts for entry in found)
+    return [entry["file"] for entry in found]
+
+
+def test_one_host_only_closes_its_record() -> None:
+    assert ends(["web1"]) == ["close_host.yml"]
+    assert ends(["web1"], unknown=["web1"]) == ["close.yml"]
+
+
+def test_the_record_is_closed_when_the_proof_is_there_and_visitors_see_the_application() -> None:
+    assert ends(["web1"], page=True, proof=True, balanced=True) == [
+        "maintenance.yml",
+        "prove.yml",
+        "close_host.yml",
+        "balanced.yml",
+        "maintenance_again.yml",
+    ]
+
+
+def test_hosts_of_a_fleet_end_with_the_same_files_whatever_each_is_asked_for() -> None:
+    assert ends(["web1", "web2"]) == ends(["web1", "web2"], page=True, proof=True, balanced=True)

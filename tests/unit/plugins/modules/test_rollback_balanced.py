@@ -30,6 +30,9 @@ PLAYBOOK = """
         name: runbook.deploy.rollback
         tasks_from: go_back.yml
         rolespec_validate: false
+      vars:
+        # There is no record to be closed.
+        __rollback_ends: []
     - ansible.builtin.copy:
         dest: "{{ rollback_root }}/outcome.json"
         mode: "0600"
