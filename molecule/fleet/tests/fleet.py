@@ -214,6 +214,10 @@ def assert_unnoticed(fleet: Fleet, load: Load, before: str, after: str, proved_b
         passed = [(path, status) for path, status, program in gate if program not in ("-", "visitor")]
         # Each check passed twice in a row before the first visitor came.
         assert passed.count(("/healthz/", "200")) >= 2 and passed.count(("/", "200")) >= 2, (host, gate)
+    for host in fleet.balanced():
+        # It was out of the balancer before its new instance began, although the old one would have answered.
+        asked = [row for row in load.answers if row.server == host and row.version == before]
+        assert [row for row in asked if row.at > begun[host]] == [], (host, begun)
     # The first host stood alone until it had passed, was in the balancer, and answered visitors.
     first = min(row.at for row in load.answers if row.version == after)
     assert begun[fleet.names[0]] < first
