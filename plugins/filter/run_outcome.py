@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.runbook.deploy.plugins.filter.run_failures import remembered, run_failures
+
 DOCUMENTATION = r"""
 name: run_outcome
 short_description: How a run ended
@@ -62,24 +64,6 @@ _value:
     - C(verdict), C(failures), C(plan), C(record), and C(left_out), the hosts that were not taken out of the load balancer or are still out of it.
   type: dict
 """
-
-
-def remembered(hosts: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    """Return the values of the variable *name* of those *hosts* that have one."""
-    return [value for value in (host[name] for host in hosts if name in host) if value]
-
-
-def run_failures(
-    hosts: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
-    """Return *failures*, then the hosts that are silent and had not failed before, what failed on the way back, and the first refusal.
-
-    Most often every host refuses the same.
-    """
-    known = {failure["host"] for failure in failures}
-    silent = [failure for failure in remembered(hosts, "rollback_silent") if failure["host"] not in known]
-    refused = remembered(hosts, "rollback_refused")
-    return [*failures, *silent, *remembered(hosts, "rollback_failure"), *refused[:1]]
 
 
 def verdict_of(

@@ -34,7 +34,7 @@ options:
     type: bool
     default: false
   balanced:
-    description: Whether hosts are taken out of a load balancer meanwhile.
+    description: Whether hosts are taken out of a load balancer meanwhile, or are out.
     type: bool
     default: false
   stopped:
@@ -69,8 +69,8 @@ def step_files(
     alone = len(hosts) == 1
     before = [host for name in BEFORE for host in steps[name]["hosts"]]
     after = [host for name in AFTER for host in steps[name]["hosts"]]
-    # turn.yml asks whether it is the host's turn, and whether anything stands against it.
-    start = "start.yml" if alone and not (before or balanced or stopped) else "turn.yml"
+    # turn.yml asks whether it is the host's turn, and whether anything stands against it; what comes before takes its time.
+    start = "start.yml" if alone and not (page or before or balanced or stopped) else "turn.yml"
     found = [("page_on.yml", hosts)] if page or not alone else []
     found += [("before_start.yml", before)] if before else []
     found += [(start, batch) for batch in steps["start"]["batches"]]

@@ -38,8 +38,8 @@ def test_one_host_asks_first_where_something_may_stand_against_it(given) -> None
     assert files(["web1"], **given) == [("turn.yml", ["web1"])]
 
 
-def test_visitors_are_told_first() -> None:
-    assert files(["web1"], page=True)[0] == ("page_on.yml", ["web1"])
+def test_visitors_are_told_first_and_then_it_is_asked_whether_there_is_time() -> None:
+    assert files(["web1"], page=True) == [("page_on.yml", ["web1"]), ("turn.yml", ["web1"])]
 
 
 @pytest.mark.parametrize("level", ["migrations", "restore"])

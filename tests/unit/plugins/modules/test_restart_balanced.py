@@ -112,6 +112,8 @@ class Fleet:
         self.balancer = {key: value for key, value in site.options().items() if key not in ("server",)}
         self.balancer["host"] = "balancers"
         self.lb1: dict = {}
+        # Further variables of one of the two.
+        self.own: dict[str, dict] = {}
 
     def fault(self, name: str, fault: str) -> None:
         backend = self.site.one if name == "one" else self.site.two
@@ -127,7 +129,10 @@ class Fleet:
     def run(self, **variables) -> dict:
         """Restart both; return what the play says of each host."""
         local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-        hosts = {name: {"restart_root": str(self.directory / name)} for name in ("one", "two")}
+        hosts = {
+            name: {"restart_root": str(self.directory / name), **self.own.get(name, {})}
+            for name in ("one", "two")
+        }
         inventory = {
             "all": {
                 "vars": {

@@ -32,12 +32,17 @@ PLAYBOOK = """
         rolespec_validate: false
       vars:
         # There is no record to be closed.
-        __rollback_ends: []
+        __rollback_ends: [{file: "{{ playbook_dir }}/ended.yml", hosts: []}]
     - ansible.builtin.copy:
         dest: "{{ rollback_root }}/outcome.json"
         mode: "0600"
         content: "{{ {'failure': rollback_failure | default({}), 'undrained': rollback_undrained | default({}),
-          'left_out': restart_left_out | default({})} | to_json }}"
+          'left_out': restart_left_out | default({}), 'ended_when': started_at_the_end} | to_json }}"
+"""
+# What every host has started by the time at which this one ends.
+ENDED = """
+- ansible.builtin.set_fact:
+    started_at_the_end: "{{ ['one', 'two'] | map('extract', hostvars) | selectattr('rollback_started', 'defined') | map(attribute='inventory_hostname') }}"
 """
 # What a run leaves that is cut off when it has taken a host out, and what a rollback does at its end.
 ONE_STEP = """
@@ -63,6 +68,7 @@ class Rolling(Fleet):
     def __init__(self, directory: Path, site: HaproxySite) -> None:
         super().__init__(directory, site)
         (directory / "play.yml").write_text(PLAYBOOK, encoding="utf-8")
+        (directory / "ended.yml").write_text(ENDED, encoding="utf-8")
 
     def run(self, **variables: Any) -> dict:
         plan = {
@@ -75,7 +81,7 @@ class Rolling(Fleet):
         }
         state = {"releases": [{"name": OLD}]}
         plan["targets"], plan["steps"] = steps_of(plan, {"one": state, "two": state}, "one", {})
-        return super().run(
+        outcome = super().run(
             rollback_by_hand=True,
             rollback_root="{{ restart_root }}",
             rollback_application="shop",
@@ -92,6 +98,8 @@ class Rolling(Fleet):
             rollback_plan_result={"plan": plan},
             **variables,
         )
+        self.ended_when = {name: entry.pop("ended_when", []) for name, entry in outcome.items()}
+        return outcome
 
 
 @pytest.fixture
@@ -140,6 +148,21 @@ def test_an_emergency_does_not_wait_for_the_balancer(fleet):
     assert outcome["one"]["failure"] == outcome["two"]["failure"] == {}, fleet.output
     assert "Let the load balancer have the host" not in fleet.output
     assert fleet.site.one.process.wait() == fleet.site.two.process.wait() == -9
+
+
+def test_no_host_ends_before_all_have_gone_back(fleet):
+    """A worker goes back without the balancer, and has reckoned with other batches: the files would merge in the order of the answers."""
+    other = {"level": "code", "revert": ["one", "two"], "unknown": [], "code_first": False}
+    other.update(target={"release": OLD, "deployment": "20260101T000000-0000"}, batches=[["one", "two"]])
+    state = {"releases": [{"name": OLD}]}
+    other["targets"], other["steps"] = steps_of(other, {"one": state, "two": state}, "one", {})
+    fleet.own["two"] = {
+        "rollback_plan_result": {"plan": other},
+        "rollback_services": [{"name": "task", "kind": "worker"}],
+    }
+    outcome = fleet.run()
+    assert outcome["one"]["failure"] == outcome["two"]["failure"] == {}, fleet.output
+    assert fleet.ended_when == {"one": ["one", "two"], "two": ["one", "two"]}, fleet.output
 
 
 @pytest.mark.long
