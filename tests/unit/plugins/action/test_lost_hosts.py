@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parents[4]
 FILES = [path for path in sorted(PROJECT.glob("roles/*/tasks/*.yml")) if "setup" not in path.parts]
 ANSWER = "A host that does not answer"
 # Of Ansible's own tasks, those that stay on the controller.
-LOCAL = ("set_fact", "fail", "debug", "include_tasks", "include_role", "import_tasks", "import_role")
+LOCAL = ("set_fact", "fail", "debug", "meta", "include_tasks", "include_role", "import_tasks", "import_role")
 
 
 def lists(tasks: list[dict]):
