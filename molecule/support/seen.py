@@ -29,3 +29,12 @@ def stored(site: Machine, ledger: Ledger) -> list[str]:
     return lost + [
         f"nobody sent row {number}: {details!r}" for number, details in rows.items() if details not in known
     ]
+
+
+class Service:
+    """The main process of what serves, and its workers, as the host sees them."""
+
+    def __init__(self, site: Machine) -> None:
+        units = ("systemctl", "show", "--property=MainPID", "--value", f"{site.unit}@*")
+        (self.main,) = {pid for pid in site.run(*units).split() if pid != "0"}
+        self.workers = set(site.run("cat", f"/proc/{self.main}/task/{self.main}/children").split())

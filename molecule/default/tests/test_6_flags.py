@@ -10,6 +10,7 @@ import re
 import time
 
 import pytest
+from seen import Service
 
 NAMES = ["NEW_PAGES", "BULK_REPORTS"]
 STAGES = {"dormant": {}, "complete": dict.fromkeys(NAMES, True)}
@@ -18,15 +19,6 @@ STAGES = {"dormant": {}, "complete": dict.fromkeys(NAMES, True)}
 def given(store: dict, **more: object) -> tuple[str, str]:
     """The words of a command line that describe flags."""
     return "-e", json.dumps({"app_flags": {"store": store, "flags": NAMES, "stages": STAGES}, **more})
-
-
-class Service:
-    """The main process of what serves, and its workers, as the host sees them."""
-
-    def __init__(self, site) -> None:
-        units = ("systemctl", "show", "--property=MainPID", "--value", f"{site.unit}@*")
-        (self.main,) = {pid for pid in site.run(*units).split() if pid != "0"}
-        self.workers = set(site.run("cat", f"/proc/{self.main}/task/{self.main}/children").split())
 
 
 FILE = "/srv/goexplorer/shared/flags.env"
