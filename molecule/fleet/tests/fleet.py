@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import shlex
 import subprocess
@@ -70,6 +71,28 @@ class Fleet:
         assert run.code == 0, run.output[-6000:]
         return run
 
+    def leave_out(self, name: str) -> None:
+        """Take a host out of the balancer, as a run does that dies before it puts the host back."""
+        options = {"state": "drained", "kind": "haproxy", "backend": "goexplorer", "server": name}
+        options["socket"] = "/run/haproxy/admin.sock"
+        program = str(Path(sys.executable).with_name("ansible"))
+        sources = [word for source in self.sources for word in ("-i", str(source))]
+        module = ["-m", "runbook.deploy.load_balancer", "-a", json.dumps(options)]
+        done = subprocess.run(
+            [program, "front1", *sources, *module],
+            cwd=PROJECT,
+            env={
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("ANSIBLE_", "MOLECULE_"))
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def load(self) -> Load:
         """A constant load through the address that visitors use."""
         self.number += 1
@@ -112,17 +135,14 @@ class Fleet:
         with ThreadPoolExecutor() as pool:
             return dict(zip(self.names, pool.map(lambda member: member.version(), self.members)))
 
-    def balancer(self, command: str) -> str:
-        """What HAProxy answers to *command*, told to itself and past the collection."""
-        return self.front.sh(
-            f"printf '{command}\\n' | python3 -c \"import socket, sys; s = socket.socket(socket.AF_UNIX); "
+    def balanced(self) -> dict[str, str]:
+        """The state of each web server in the balancer, in HAProxy's own words."""
+        text = self.front.sh(
+            "printf 'show stat\\n' | python3 -c \"import socket, sys; s = socket.socket(socket.AF_UNIX); "
             "s.connect('/run/haproxy/admin.sock'); s.sendall(sys.stdin.buffer.read()); "
             "print(b''.join(iter(lambda: s.recv(65536), b'')).decode())\""
         )
-
-    def balanced(self) -> dict[str, str]:
-        """The state of each web server in the balancer, in HAProxy's own words."""
-        rows = csv.DictReader(io.StringIO(self.balancer("show stat").lstrip("# ")))
+        rows = csv.DictReader(io.StringIO(text.lstrip("# ")))
         return {row["svname"]: row["status"] for row in rows if row["svname"] in WEBS}
 
     def in_balance(self) -> bool:

@@ -74,7 +74,7 @@ def test_reboot_before_and_after_a_switch(fleet, serving):
 
 
 def test_a_deployment_with_nothing_to_do_puts_back_what_stayed_out_of_the_balancer(fleet, serving):
-    fleet.balancer("set server goexplorer/web2 state maint")
+    fleet.leave_out("web2")
     assert fleet.balanced()["web2"] == "MAINT"
     run = fleet.good("deploy", "-e", f"version={serving}")
     assert "NOTHING TO DO" in run.block, run.block
