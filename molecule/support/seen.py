@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import time
+
 from machine import Machine
 from traffic import Ledger
 
@@ -38,3 +40,10 @@ class Service:
         units = ("systemctl", "show", "--property=MainPID", "--value", f"{site.unit}@*")
         (self.main,) = {pid for pid in site.run(*units).split() if pid != "0"}
         self.workers = set(site.run("cat", f"/proc/{self.main}/task/{self.main}/children").split())
+
+    def replaced(self, site: Machine) -> Service:
+        """What serves when these workers have answered what they were asked; 30 s at most."""
+        limit = time.monotonic() + 30
+        while (after := Service(site)).workers & self.workers and time.monotonic() < limit:
+            time.sleep(0.2)
+        return after

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 
 import pytest
 from seen import Service
@@ -30,11 +29,7 @@ TABLE = {"kind": "sql", "table": "switches", "name_column": "name", "value_colum
 def on(step, site):
     before = Service(site)
     done = step("flags", *given(IN_FILE, flags_stage="complete", flags_reason="the last day"))
-    # The old workers end when they have answered what they were asked.
-    limit = time.monotonic() + 30
-    while (after := Service(site)).workers & before.workers and time.monotonic() < limit:
-        time.sleep(0.2)
-    done.services = before, after
+    done.services = before, before.replaced(site)
     done.file = site.run("cat", FILE)
     return done
 

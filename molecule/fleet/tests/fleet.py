@@ -28,6 +28,7 @@ from fleet_tools import (
     Running,
     hosts,
     inventory_of_one,
+    own_environment,
     until,
 )
 
@@ -81,11 +82,7 @@ class Fleet:
         done = subprocess.run(
             [program, "front1", *sources, *module],
             cwd=PROJECT,
-            env={
-                name: value
-                for name, value in os.environ.items()
-                if not name.startswith(("ANSIBLE_", "MOLECULE_"))
-            },
+            env=own_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

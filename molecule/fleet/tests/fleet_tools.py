@@ -176,6 +176,13 @@ class Run(NamedTuple):
         return f"[{self.ended - self.begun:5.1f} s, exit code {self.code}] {self.title}\n{self.block}"
 
 
+def own_environment() -> dict[str, str]:
+    """What a login of the operator has; molecule's own settings are not part of it."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MOLECULE_"))
+    }
+
+
 class Running:
     """A playbook that runs, as an operator has started it."""
 
@@ -184,12 +191,7 @@ class Running:
         self.log = log
         command = [str(Path(sys.executable).with_name("ansible-playbook")), f"playbooks/{playbook}.yml"]
         command += [*(word for source in sources for word in ("-i", str(source))), *words]
-        # What a login of the operator has; molecule's own settings are not part of it.
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("ANSIBLE_", "MOLECULE_"))
-        }
+        kept = own_environment()
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
         self.begun = time.time()
         with log.open("wb") as output:
