@@ -15,7 +15,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._application import
 from ansible_collections.runbook.deploy.plugins.module_utils._command import parse_environment
 from ansible_collections.runbook.deploy.plugins.module_utils._migrations import (
     expected_keys,
-    nothing_pending,
+    is_current,
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -76,18 +76,14 @@ def without_running(params: dict[str, Any]) -> dict[str, Any]:
             initial_command=False,
             notes=[],
         )
+    elif params["state"] == "verified":
+        answer["current"] = False
     return answer
 
 
 def lasting(params: dict[str, Any], check_mode: bool) -> bool:
-    """Return whether the work changes the live database under a record, so that it has to outlive its connection.
-
-    Where nothing was found pending on the copy, nothing more than a look at the live database follows.
-    """
-    if check_mode or not params["record"] or params["state"] not in ("applied", "reversed"):
-        return False
-    quick = params["state"] == "applied" and params["verified"] and params["plan"] == []
-    return not quick or bool(params["initial_command"])
+    """Return whether the work changes the live database under a record, so that it has to outlive its connection."""
+    return bool(not check_mode and params["record"] and params["state"] in ("applied", "reversed"))
 
 
 def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +93,7 @@ def nothing_to_migrate(params: dict[str, Any]) -> dict[str, Any]:
         return {**answer, "reversed": [], "lost": {}, "seconds": []}
     answer["plan"] = empty_plan()
     if params["state"] == "verified":
-        answer.update(notes=[], inert=True)
+        answer.update(notes=[], current=True)
     elif params["state"] == "applied":
         answer.update(seconds=[], initial_command=False, notes=[])
     return answer
@@ -121,7 +117,7 @@ def work(
         notes, inert = found.pop("notes"), found.pop("inert")
         if state == "verified":
             found["notes"] = entry["notes"] = notes
-            found["inert"] = inert
+            found["current"] = inert
         entry["pending"] = len(found["plan"]["migrations"])
         return {"changed": False, **found}
     if params["framework"] == "command":
@@ -181,18 +177,10 @@ def commanded(params: dict[str, Any], target: Installed, journal: Journal, limit
 
 
 def applied(params: dict[str, Any], target: Installed, journal: Journal, limit: float) -> dict[str, Any]:
-    """Apply the pending migrations; without starting the application where nothing is pending for certain."""
+    """Apply the pending migrations."""
     framework = params["framework"]
     more = {"judged": params["plan"]} if framework == "alembic" else {}
-    return nothing_pending(
-        target,
-        journal,
-        framework=framework,
-        verified=params["verified"],
-        plan=params["plan"],
-        live=params["live_database"],
-        initial_command=params["initial_command"],
-    ) or FRAMEWORKS[framework].apply(
+    return FRAMEWORKS[framework].apply(
         target,
         journal,
         plan=expected_keys(params["plan"]),
@@ -203,4 +191,16 @@ def applied(params: dict[str, Any], target: Installed, journal: Journal, limit: 
         app=params["app"],
         stop_at=params["target"],
         **more,
+    )
+
+
+def current(params: dict[str, Any], target: Installed, journal: Journal, found: dict[str, Any]) -> bool:
+    """Return whether after ``verified`` with the answer *found* nothing is left for ``applied``; see :func:`is_current`."""
+    return found["current"] and is_current(
+        target,
+        journal,
+        framework=params["framework"],
+        verified=found["applied"],
+        live=params["live_database"],
+        initial_command=params["initial_command"],
     )

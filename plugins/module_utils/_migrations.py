@@ -18,10 +18,9 @@ from ansible_collections.runbook.deploy.plugins.module_utils._agent import Agent
 from ansible_collections.runbook.deploy.plugins.module_utils._application import Installed
 from ansible_collections.runbook.deploy.plugins.module_utils._command import run
 from ansible_collections.runbook.deploy.plugins.module_utils._database import applied as applied_in
-from ansible_collections.runbook.deploy.plugins.module_utils._database import heads
+from ansible_collections.runbook.deploy.plugins.module_utils._database import heads, named
 from ansible_collections.runbook.deploy.plugins.module_utils._detached import note
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import read_json, write_json
-from ansible_collections.runbook.deploy.plugins.module_utils._plan import empty_plan
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 from ansible_collections.runbook.deploy.plugins.module_utils._record import Journal
 
@@ -76,40 +75,35 @@ def expected_keys(plan: Sequence[Any] | None) -> list[list[str]] | None:
     return found
 
 
-def nothing_pending(
+def is_current(
     target: Installed,
     journal: Journal,
     *,
-    framework: str = "django",
-    verified: Sequence[Sequence[str]] | None,
-    plan: Sequence[Sequence[str]] | None,
+    framework: str,
+    verified: Sequence[Sequence[str]],
     live: Mapping[str, Any] | None,
     initial_command: Sequence[str],
-) -> dict[str, Any] | None:
-    """Return the answer of :func:`apply` without starting the application; None where it has to be started.
+) -> bool:
+    """Return whether the live database is what the release needs already, so that there is nothing to apply.
+
+    It is then written as the phase ``migrate``, with what is applied, and the application need not be started for it.
 
     :param framework: as :func:`_database.applied` takes it.
     :param verified: what was applied on the copy on which the same code has just found nothing pending and ``migrate``
-        inert; None where it has not. The live database must have exactly these rows now.
+        inert. The live database must have exactly these rows now.
+    :param initial_command: what is due when it failed before.
     """
-    if not verified or plan is None or len(plan) or not live:
-        return None
-    if initial_command and target.layout.initial_command.exists():
-        return None
+    if not named(live) or (initial_command and target.layout.initial_command.exists()):
+        return False
     rows = applied_in(live, framework, None, target.user)
-    if rows is None or [list(row) for row in rows] != [list(row) for row in verified]:
-        return None
-    remember_before(target, journal, rows)
-    journal.update(heads_after=heads(rows))
-    return {
-        "changed": False,
-        "applied": rows,
-        "heads": heads(rows),
-        "plan": empty_plan(),
-        "seconds": [],
-        "initial_command": False,
-        "notes": [],
-    }
+    # Without any rows the database is empty, as before the first deployment.
+    if not rows or [list(row) for row in rows] != [list(row) for row in verified]:
+        return False
+    with journal.phase("migrate") as entry:
+        remember_before(target, journal, rows)
+        journal.update(heads_after=heads(rows))
+        entry["seconds"] = []
+    return True
 
 
 class Progress:

@@ -124,13 +124,6 @@ options:
         values of such columns other than those that the migration filled in, are counted, and nothing is reversed when there are any.
     type: bool
     default: false
-  verified:
-    description:
-      - What was applied on the copy when O(state=verified) of the same release answered that it is C(inert). When O(plan) is empty and
-        the live database has exactly these migrations applied, O(state=applied) does not start the application.
-      - When not given, the application is started, which sends the signals of C(migrate) again.
-    type: list
-    elements: list
   import_modules:
     description: Modules that O(state=verified) imports besides, to see that they can be imported.
     type: list
@@ -139,7 +132,7 @@ options:
   initial_command:
     description:
       - A command, as a list of words, that O(state=applied) runs once, after the migrations of an empty database.
-      - When it fails, the next run tries it again.
+      - When it fails, the next run tries it again. While that is due, O(state=verified) does not answer V(current).
     type: list
     elements: str
     default: []
@@ -292,8 +285,11 @@ notes:
   type: list
   elements: str
   returned: when O(state=verified) or O(state=applied)
-inert:
-  description: Whether C(migrate) does nothing at all now. Nothing is pending, and nothing but Django itself listens to its signals.
+current:
+  description:
+    - Whether O(state=applied) has nothing left to do. Nothing is pending, nothing but Django itself listens to the signals of C(migrate),
+      and O(live_database) has exactly the migrations that the copy has. The phase C(migrate) is then in O(record).
+    - Never in check mode, nor without O(live_database).
   type: bool
   returned: when O(state=verified)
 seconds:
@@ -362,6 +358,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._database import DA
 from ansible_collections.runbook.deploy.plugins.module_utils._detached import Place, run_detached
 from ansible_collections.runbook.deploy.plugins.module_utils._migrating import (
     check_options,
+    current,
     lasting,
     nothing_to_migrate,
     without_running,
@@ -396,7 +393,6 @@ def main() -> None:
             "plan": {"type": "list", "elements": "raw"},
             "applied": {"type": "list", "elements": "list"},
             "consent": {"type": "bool", "default": False},
-            "verified": {"type": "list", "elements": "list"},
             "import_modules": {"type": "list", "elements": "str", "default": []},
             "initial_command": {"type": "list", "elements": "str", "default": []},
             "lock_timeout": {"type": "float", "default": 5.0},
@@ -431,11 +427,12 @@ def main() -> None:
 
             def done() -> dict[str, Any]:
                 record = params["record"] or None
-                with (
-                    open_journal(params["root"], record, module.check_mode, target.secrets) as journal,
-                    journal.phase(phase) as entry,
-                ):
-                    return work(params, target, journal, entry, module.check_mode)
+                with open_journal(params["root"], record, module.check_mode, target.secrets) as journal:
+                    with journal.phase(phase) as entry:
+                        found = work(params, target, journal, entry, module.check_mode)
+                    if params["state"] == "verified":
+                        found["current"] = not module.check_mode and current(params, target, journal, found)
+                    return found
 
             if lasting(params, module.check_mode):
                 # Judged before anything is begun.

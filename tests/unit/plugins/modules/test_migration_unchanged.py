@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +72,15 @@ class Host:
     def starts(self) -> int:
         return len(self.counter.read_text()) if self.counter.exists() else 0
 
-    def verified(self) -> dict[str, Any]:
+    def verified(self, **options: Any) -> dict[str, Any]:
         scratch = {"engine": "sqlite", "path": str(self.project.scratch())}
-        found = self.run(state="verified", database=scratch)
+        found = self.run(state="verified", database=scratch, **options)
         assert not found["failed"], found
         return found
 
     def applied(self, found: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Apply as the role does: what was verified is passed on where nothing is to be done."""
-        unchanged = {"verified": found["applied"]} if found["inert"] else {}
-        return self.run(state="applied", plan=found["plan"]["migrations"], **unchanged, **options)
+        """Apply what was verified, as the role does where it was not found current."""
+        return self.run(state="applied", plan=found["plan"]["migrations"], **options)
 
 
 @pytest.fixture
@@ -87,28 +88,37 @@ def host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Host:
     return Host(tmp_path / "srv", capsys)
 
 
-def test_nothing_pending_starts_nothing_and_answers_the_same(host: Host) -> None:
-    record = {"id": "20261121T013700-ab12", "token": "t" * 16, "host": "web1", "primary": False, "about": {}}
-    found = host.verified()
-    assert found["inert"] is True
-    done = host.applied(found, record=record)
-    assert done["started"] == 0
-    story = json.loads((host.project.root / "deployments" / f"{record['id']}.json").read_text())
-    assert story["applied_before"] == found["applied"]
-    assert story["heads_after"] == found["heads"]
-    assert [(phase["phase"], phase["state"]) for phase in story["phases"]] == [("migrate", "done")]
-    asked = host.run(state="applied", plan=[])
-    assert asked["started"] > 0
-    ignored = ("started", "invocation")
-    assert {key: value for key, value in done.items() if key not in ignored} == {
-        key: value for key, value in asked.items() if key not in ignored
-    }
+RECORD = {"id": "20261121T013700-ab12", "token": "t" * 16, "host": "web1", "primary": False, "about": {}}
+
+
+def test_where_nothing_is_pending_the_record_says_what_migrate_would_have_written(host: Host) -> None:
+    found = host.verified(record=RECORD)
+    assert found["current"] is True
+    story = json.loads((host.project.root / "deployments" / f"{RECORD['id']}.json").read_text())
+    shown = [(phase["phase"], phase["state"], phase["result"]) for phase in story["phases"]]
+    assert shown == [
+        ("verify", "done", {"notes": found["notes"], "pending": 0}),
+        ("migrate", "done", {"seconds": []}),
+    ]
+    other = {**RECORD, "id": "20261121T013800-ab12"}
+    applied = host.run(state="applied", plan=[], record=other)
+    asked = json.loads((host.project.root / "deployments" / f"{other['id']}.json").read_text())
+    for name in ("applied_before", "heads_before", "heads_after"):
+        assert story[name] == asked[name], name
+    assert [phase["result"] for phase in asked["phases"]] == [{"seconds": []}]
+    assert (applied["changed"], applied["applied"], applied["heads"]) == (
+        False,
+        found["applied"],
+        found["heads"],
+    )
 
 
 def test_something_pending_is_applied(host: Host) -> None:
     host.project.note()
-    found = host.verified()
-    assert found["inert"] is False
+    found = host.verified(record=RECORD)
+    assert found["current"] is False
+    story = json.loads((host.project.root / "deployments" / f"{RECORD['id']}.json").read_text())
+    assert ([phase["phase"] for phase in story["phases"]], story["applied_before"]) == (["verify"], None)
     done = host.applied(found)
     assert (done["changed"], done["started"]) == (True, 1)
 
@@ -130,7 +140,7 @@ def test_an_application_that_may_do_something_at_every_migrate_is_started(
     if "orders/management/commands/migrate.py" in files:
         host.project.write("orders/management/commands/__init__.py", "")
     found = host.verified()
-    assert (found["inert"], found["plan"]["migrations"]) == (False, [])
+    assert (found["current"], found["plan"]["migrations"]) == (False, [])
     done = host.applied(found)
     assert (done["failed"], done["started"]) == (False, 1)
 
@@ -140,26 +150,36 @@ def test_models_without_migrations_get_their_content_types(host: Host) -> None:
     host.project.write("alone/models.py", ALONE)
     host.project.add_apps("alone")
     found = host.verified()
-    assert found["inert"] is False
+    assert found["current"] is False
     assert host.applied(found)["started"] == 1
     rows = host.project.rows("select count(*) from django_content_type where app_label = 'alone'")
     assert rows == [(1,)]
 
 
-def test_a_database_that_changed_since_is_not_taken_for_the_copy(host: Host) -> None:
-    found = host.verified()
-    assert found["inert"]
-    other = [*found["applied"], ["orders", "0002_note"]]
-    assert host.applied({**found, "applied": other})["started"] == 1
-    assert host.applied({**found, "applied": found["applied"][:-1]})["started"] == 1
-    assert host.applied({**found, "applied": []})["started"] == 1
+def test_a_live_database_that_is_not_as_the_copy_is_not_current(host: Host) -> None:
+    live = host.project.database
+    assert host.verified()["current"]
+    for statement in (
+        "insert into django_migrations (app, name, applied) values ('orders', '0002_note', '2026-01-01')",
+        "delete from django_migrations where app = 'orders'",
+        "delete from django_migrations",
+    ):
+        kept = live.read_bytes()
+        scratch = {"engine": "sqlite", "path": str(host.project.scratch())}
+        with contextlib.closing(sqlite3.connect(live)) as connection, connection:
+            connection.execute(statement)
+        assert host.run(state="verified", database=scratch)["current"] is False, statement
+        live.write_bytes(kept)
+    assert host.verified()["current"]
+
+
+def test_without_a_live_database_nobody_knows(host: Host) -> None:
+    assert host.verified(live_database={})["current"] is False
 
 
 def test_an_initial_command_that_is_due_is_run(host: Host) -> None:
-    found = host.verified()
     marker = host.project.root / "shared" / "initial"
-    done = host.run(state="applied", plan=[], verified=found["applied"], initial_command=["x.py"])
-    assert (done["failed"], done["started"], done["initial_command"]) == (False, 0, False)
+    assert host.verified(initial_command=["x.py"])["current"]
     host.project.write("x.py", f"open({str(marker)!r}, 'w')\n")
     # As a first deployment leaves it whose initial command failed.
     host.project.write("x.py", "raise SystemExit(1)")
@@ -167,7 +187,7 @@ def test_an_initial_command_that_is_due_is_run(host: Host) -> None:
     assert host.run(state="applied", initial_command=["x.py"])["failed"]
     assert empty.exists()
     host.project.write("x.py", f"open({str(marker)!r}, 'w')\n")
-    found = host.verified()
-    done = host.run(state="applied", plan=[], verified=found["applied"], initial_command=["x.py"])
+    assert host.verified(initial_command=["x.py"])["current"] is False
+    done = host.run(state="applied", plan=[], initial_command=["x.py"])
     assert (done["failed"], done["initial_command"]) == (False, True)
     assert marker.exists()
