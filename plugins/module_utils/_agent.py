@@ -169,6 +169,7 @@ class Agent:
         self.output = {"stdout": b"", "stderr": b""}
         self.buffer = b""
         self.answers_closed = False
+        self.abandoned = False
         self.finished = False
         self.selector = selectors.DefaultSelector()
         sources = agent_sources(framework, parts)
@@ -273,7 +274,7 @@ class Agent:
         """Return the next line of the agent; None when it will not come: dead, closed or out of time."""
         while b"\n" not in self.buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or self.answers_closed or len(self.buffer) > LONGEST_LINE:
+            if left <= 0 or self.abandoned or self.answers_closed or len(self.buffer) > LONGEST_LINE:
                 return None
             dead = self._is_dead()
             self._pump(0.0 if dead else min(left, LOOK_INTERVAL))
@@ -339,7 +340,7 @@ class Agent:
             while not self._is_dead() and time.monotonic() < wait:
                 time.sleep(0.01)
         dead = self._is_dead()
-        late = not dead and time.monotonic() >= deadline
+        late = not dead and (self.abandoned or time.monotonic() >= deadline)
         self._end(grace=0.0 if dead else GRACE)
         code = self.process.returncode
         if late:
@@ -399,6 +400,10 @@ class Agent:
         return "\n".join(text.splitlines()[-lines:])
 
     # --- the end ---
+
+    def abandon(self) -> None:
+        """Let no request wait any longer, also one that another thread waits for: it is lost as if its time were up."""
+        self.abandoned = True
 
     def close(self) -> None:
         """Let the process end by itself, and end what is left of it."""

@@ -20,6 +20,10 @@ from typing import Any
 
 # The level from which `manage.py check` fails (django.core.checks.ERROR).
 ERROR = 40
+# Where the classes of storages are of which it is known what they write (and what all classes derive from).
+KNOWN_STORAGES = ("builtins.", "django.", "whitenoise.")
+# What a storage does more in that writes more than files: the methods that collectstatic calls to write and to process.
+STORAGE_WRITES = ("save", "_save", "delete", "post_process", "_post_process", "save_manifest")
 
 
 class AgentRefusal(Exception):
@@ -118,6 +122,7 @@ def settings_facts(context: Any) -> dict[str, Any]:
         "media_root": str(settings.MEDIA_ROOT or ""),
         "storage": "",
         "local": False,
+        "plain": False,
         "location": "",
         "manifest": "",
         "databases": {
@@ -138,8 +143,21 @@ def settings_facts(context: Any) -> dict[str, Any]:
         answer["local"] = isinstance(staticfiles_storage, FileSystemStorage)
         if answer["local"]:
             answer["location"] = str(staticfiles_storage.location or "")
+            answer["plain"] = _collects_files_only(kind)
         answer["manifest"] = str(getattr(staticfiles_storage, "manifest_name", "") or "")
     return answer
+
+
+def _collects_files_only(storage: type) -> bool:
+    """Return whether ``collectstatic`` writes files and does nothing else, such as sending them somewhere.
+
+    Django's command, with a storage of Django or WhiteNoise, or one derived from it that leaves their writing as it is.
+    """
+    from django.core.management import get_commands
+
+    derived = [kind for kind in storage.__mro__ if not f"{kind.__module__}.".startswith(KNOWN_STORAGES)]
+    writes = any(name in vars(kind) for kind in derived for name in STORAGE_WRITES)
+    return not writes and get_commands().get("collectstatic") == "django.contrib.staticfiles"
 
 
 def _collects_into_directory(settings: Any) -> bool:

@@ -9,7 +9,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils._agent import AgentProblem
@@ -148,6 +148,7 @@ def verify(
     rehearse: str = "never",
     lock_timeout: float = 5.0,
     journal: Journal | None = None,
+    alone: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Return ``{applied, heads, plan, notes, inert}`` as the new code sees the database *scratch*.
 
@@ -156,6 +157,7 @@ def verify(
         :func:`_rehearse.wanted`; the *journal* then has a phase of its own for it.
     :param app: label of the only app to migrate; :param stop_at: ``app.name`` of the last migration to apply.
     :param checks: also run the checks; otherwise only the plan is made.
+    :param alone: waits until nobody else is at the scratch; called before a rehearsal.
     :raises Problem: for what makes a deployment impossible, everything in one sentence and its evidence.
     """
     # The limit is one for migrations: a rehearsal goes forward and back, after the checks have had their time.
@@ -186,6 +188,7 @@ def verify(
                 findings=shown,
             )
         if scratch and held(rehearse, state["pending"], state["applied"]):
+            alone()
             engine = engine_of(on_scratch(live, scratch), None, target.user)
             rehearsal = Rehearsal(
                 agent, engine, scratch, when=rehearse, limit=limit, lock_timeout=lock_timeout

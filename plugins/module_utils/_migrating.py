@@ -8,6 +8,8 @@ This module util is PRIVATE to the collection: it can change at any time.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _alembic, _initialise, _migrate
@@ -111,7 +113,8 @@ def work(
     """Do what ``state`` asks for and return the module's answer; *entry* is the phase's result in the record."""
     state, limit = params["state"], float(params["time_limit"])
     if state in ("planned", "verified"):
-        found = seen(params, target, journal, limit)
+        with beside(params, target, check_mode) as collecting:
+            found = seen(params, target, journal, limit, collecting.wait)
         journal.update(plan=found["plan"])
         require_short(found["plan"], float(params["blocking_limit"]))
         notes, inert = found.pop("notes"), found.pop("inert")
@@ -141,12 +144,40 @@ def work(
     return answer
 
 
-def seen(params: dict[str, Any], target: Installed, journal: Journal, limit: float) -> dict[str, Any]:
-    """Return what ``verify`` of the framework finds."""
+class Nothing(contextlib.nullcontext):
+    """Nothing is done beside the verification."""
+
+    def __enter__(self) -> Nothing:
+        return self
+
+    def wait(self) -> None:
+        """Wait for nothing."""
+
+
+def beside(params: dict[str, Any], target: Installed, check_mode: bool) -> Any:
+    """Return what is done while the release is verified: a context manager with ``wait``."""
+    wanted = params["state"] == "verified" and params["framework"] == "django" and params["collect"]
+    if not wanted or not params["deployment"] or check_mode or (target.path / ".complete").is_file():
+        return Nothing()
+    # Only here: whoever does not collect does not pay for the import.
+    from ansible_collections.runbook.deploy.plugins.module_utils._collect import Beside, Collection
+
+    scratch = _migrate.scratch_of(params["database"], params["live_database"])
+    return Beside(Collection(target, float(params["collect_timeout"]), scratch), params["deployment"])
+
+
+def seen(
+    params: dict[str, Any], target: Installed, journal: Journal, limit: float, alone: Callable[[], None]
+) -> dict[str, Any]:
+    """Return what ``verify`` of the framework finds.
+
+    :param alone: called before the copy of the database is changed: nobody else may be at it then.
+    """
     scratch, live = params["database"], params["live_database"]
     if params["framework"] == "command":
         tried = scratch if params["state"] == "verified" else None
         return _initialise.verify(target, tried, live, limit, command=command_of(params), journal=journal)
+    more = {"alone": alone} if params["framework"] == "django" else {}
     return FRAMEWORKS[params["framework"]].verify(
         target,
         scratch,
@@ -159,6 +190,7 @@ def seen(params: dict[str, Any], target: Installed, journal: Journal, limit: flo
         rehearse=params["rehearse"] if params["state"] == "verified" else "never",
         lock_timeout=params["lock_timeout"],
         journal=journal,
+        **more,
     )
 
 

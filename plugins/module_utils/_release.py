@@ -64,7 +64,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._source import Reso
 
 NAME = re.compile(r"^[0-9a-f]{12}-[0-9a-z]{4,16}$")
 # What the collection writes at the top of a release; a repository that has such a file must not decide by it.
-OWN_FILES = (".built", ".complete", ".images.json", ".release.json", "REVISION")
+OWN_FILES = (".built", ".collected.json", ".complete", ".images.json", ".release.json", "REVISION")
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md: a pointer is at most 1024 bytes and begins so.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LFS_LARGEST = 1024

@@ -37,6 +37,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._problem import Pro
 SAVED_MANIFEST = ".staticfiles-before.json"
 # What it said when this release had collected: it is put there again when this release serves again.
 OWN_MANIFEST = ".staticfiles-own.json"
+# What was collected into the release while it was verified, until it is published.
+COLLECTED = ".collected.json"
 # A content hash in a name: 12 digits in Django (HashedFilesMixin.file_hash), 8 and more in what bundlers make.
 HASHED = re.compile(r"[.-][0-9a-f]{8,64}\.")
 # link(2): another file system, no hard links there, too many of them, somebody else's file.
@@ -350,4 +352,6 @@ def copy(source: Path, target: Path) -> None:
 def complete(release: Path, document: Mapping[str, Any], *, read_only: bool) -> None:
     """Write ``.complete`` into *release*: from now on it can be switched to and gone back to."""
     with opened(release):
+        with contextlib.suppress(FileNotFoundError):
+            (release / COLLECTED).unlink()
         write_json(release / ".complete", document, 0o444 if read_only else 0o644)

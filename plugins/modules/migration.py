@@ -183,6 +183,18 @@ options:
       - Variables that point O(command) at another database, as one JSON object in a string, with the placeholders C({path}), C({name}),
         C({host}), C({port}) and C({user}). Without them it is not tried on O(database).
     type: str
+  collect:
+    description:
+      - Whether O(state=verified) also collects the static files of a Django release, in a process of its own at the same time and like the
+        verification on O(database), for M(runbook.deploy.static_files) to find. Needs O(deployment).
+      - Only where nothing but files inside of the release is written, and nowhere else; where that fails or is not known nothing is
+        said, and M(runbook.deploy.static_files) collects.
+    type: bool
+    default: false
+  collect_timeout:
+    description: Seconds that O(collect) may take.
+    type: int
+    default: 300
   time_limit:
     description: Seconds for the whole work. The application's process is ended when they are over.
     type: int
@@ -398,6 +410,8 @@ def main() -> None:
             "lock_timeout": {"type": "float", "default": 5.0},
             "app": {"type": "str", "default": ""},
             "target": {"type": "str", "default": ""},
+            "collect": {"type": "bool", "default": False},
+            "collect_timeout": {"type": "int", "default": 300},
             "time_limit": {"type": "int", "default": 300},
             "blocking_limit": {"type": "int", "default": 0},
             "rehearse": {"type": "str", "choices": ["auto", "always", "never"], "default": "never"},

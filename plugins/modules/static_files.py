@@ -93,7 +93,9 @@ static_root:
   type: str
   returned: success
 seconds:
-  description: How long the parts took, with C(commands), C(collect) and C(publish).
+  description:
+    - How long the parts took, with C(commands), C(collect) and C(publish).
+    - C(collect) includes what was collected while the release was verified, see O(runbook.deploy.migration#module:collect).
   type: dict
   returned: success
 evidence:
@@ -109,14 +111,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.runbook.deploy.plugins.module_utils._agent import Agent
 from ansible_collections.runbook.deploy.plugins.module_utils._application import (
     RELEASE_OPTIONS,
     Installed,
     installed,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._collect import Collection, collected
 from ansible_collections.runbook.deploy.plugins.module_utils._command import run
-from ansible_collections.runbook.deploy.plugins.module_utils._handover import Borrower, lent, lent_release
+from ansible_collections.runbook.deploy.plugins.module_utils._handover import Borrower, lent_release
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, read_json
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem, of_system
 from ansible_collections.runbook.deploy.plugins.module_utils._record import open_journal
@@ -124,11 +126,8 @@ from ansible_collections.runbook.deploy.plugins.module_utils._static import (
     complete,
     hashed_names,
     keep_manifest,
-    place_of,
-    prepare,
     publish,
     put_manifest,
-    save_manifest,
 )
 
 
@@ -185,41 +184,15 @@ class Work:
         self.answer["changed"] = True
 
     def collect(self, lent_already: bool) -> None:
-        """Run collectstatic in one process that was first asked where it would write."""
-        target, answer = self.target, self.answer
-        process = Agent(
-            python=target.python,
-            cwd=target.cwd,
-            variables=target.variables,
-            user=target.user,
-            secrets=target.secrets,
-            limit=float(self.params["timeout"]),
-        )
-        # The process ends before the directory is taken back from its user.
-        with self.timed("collect"), contextlib.ExitStack() as loans, process as agent:
-            agent.call("start", argv=["manage.py", "collectstatic"])
-            settings = agent.call("settings")
-            if not settings["staticfiles"]:
-                return
-            if settings["local"]:
-                if not settings["location"]:
-                    raise Problem(
-                        "The application has django.contrib.staticfiles installed, but its settings have no STATIC_ROOT; "
-                        "expected a directory such as BASE_DIR / 'staticfiles': set STATIC_ROOT, or remove the app."
-                    )
-                place, own = place_of(target.layout, target.path, target.cwd, settings["location"])
-                answer["static_root"] = str(place)
-                self.facts.update(static_root=str(place), manifest=settings["manifest"], own=own)
-                if not own:
-                    save_manifest(target.path, place, settings["manifest"])
-                else:
-                    prepare(place)
-                    if lent_already:
-                        # Taken back together with the release, after the commands that follow.
-                        Borrower(target.user).give(place)
-                    else:
-                        loans.enter_context(lent(place, target.user))
-            answer.update(agent.call("collectstatic"))
+        """Run collectstatic, or take what was collected while the release was verified."""
+        # The commands of the application may make what is collected.
+        done = None if lent_already else collected(self.target, self.params["deployment"])
+        if done is None:
+            done = Collection(self.target, float(self.params["timeout"]))
+            done.run(lent_already=lent_already)
+        self.facts.update(done.facts)
+        self.answer.update(done.counts, static_root=done.facts["static_root"])
+        self.answer["seconds"]["collect"] = done.seconds
 
     def commands(self, option: str, commands: Sequence[Sequence[Any]]) -> None:
         """Run *commands* in their order.
