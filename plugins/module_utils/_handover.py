@@ -25,7 +25,14 @@ from ansible_collections.runbook.deploy.plugins.module_utils._command import ide
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
 
 # What the collection writes at the top of a release, and the user may not change.
-OWN_FILES = (".built", ".collected.json", ".complete", ".release.json", ".staticfiles-before.json", "REVISION")
+OWN_FILES = (
+    ".built",
+    ".collected.json",
+    ".complete",
+    ".release.json",
+    ".staticfiles-before.json",
+    "REVISION",
+)
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 

@@ -41,7 +41,9 @@ def test_every_phase_has_written_its_begin_and_its_end(site):
             assert phase["seconds"] >= 0, (name, phase)
         if record["kind"] == "deployment" and record["verdict"] == "success":
             deployed += 1
-            pending = next(entry for entry in record["phases"] if entry["phase"] == "verify")["result"]["pending"]
+            pending = next(entry for entry in record["phases"] if entry["phase"] == "verify")["result"][
+                "pending"
+            ]
             # Rehearsal and maintenance only where there are such.
             found = [entry["phase"] for entry in record["phases"] if entry["phase"] in PHASES]
             assert found == (PHASES if pending else CURRENT), name

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +164,7 @@ def test_a_live_database_that_is_not_as_the_copy_is_not_current(host: Host) -> N
     ):
         kept = live.read_bytes()
         scratch = {"engine": "sqlite", "path": str(host.project.scratch())}
-        with contextlib.closing(sqlite3.connect(live)) as connection, connection:
-            connection.execute(statement)
+        host.project.rows(statement)
         assert host.run(state="verified", database=scratch)["current"] is False, statement
         live.write_bytes(kept)
     assert host.verified()["current"]
