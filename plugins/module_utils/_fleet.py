@@ -47,10 +47,11 @@ from ansible_collections.runbook.deploy.plugins.module_utils._supervisor import 
     find_programs,
     place_of,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._systemd import find_adopted, find_units
-
-# Of an instance whose files are gone; as the contract's default.
-STOP_TIMEOUT = 30
+from ansible_collections.runbook.deploy.plugins.module_utils._systemd import (
+    STOP_TIMEOUT,
+    find_adopted,
+    find_units,
+)
 
 
 class AdoptedMember(Member):

@@ -50,6 +50,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils._service import (
     free_port,
     stay_up,
 )
+from ansible_collections.runbook.deploy.plugins.module_utils._systemd import SystemdUnit
 
 
 def link_target(link: Path) -> str | None:
@@ -98,6 +99,7 @@ class Switch:
     :param checks: the health checks of its web services.
     :param fresh: the instance's files are new: they are written first, and removed when it fails.
     :param beats_apart: its beats are started by somebody else, when the workers of all hosts are up.
+    :param stop_wait: False leaves it to whoever settles to wait for the end of web services that nobody needs any more.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Switch:
         checks: Sequence[Mapping[str, Any]],
         fresh: bool,
         beats_apart: bool = False,
+        stop_wait: bool = True,
     ) -> None:
         self.settings = settings
         self.layout = settings.layout
@@ -115,6 +118,7 @@ class Switch:
         self.target = target
         self.checks = list(checks)
         self.fresh = fresh
+        self.stop_wait = stop_wait
         self.undo = Undo()
         self.gates: list[dict[str, Any]] = []
         self.stopped: list[str] = []
@@ -405,14 +409,29 @@ class Switch:
         """Drain and stop everything that is not the target; within ``drain_timeout`` for all together."""
         deadline = time.monotonic() + self.settings.drain_timeout
         for other in self.others:
-            if other.kind == "web":
-                self.connections_cut += other.drain(max(0.0, deadline - time.monotonic()))
-            other.stop()
+            cut = other.drain(max(0.0, deadline - time.monotonic())) if other.kind == "web" else 0
+            self.connections_cut += cut
+            # The socket of one that only ends is left to it: gunicorn removes its own, and where that is gone already it dies of it
+            # before it has ended its workers.
+            if cut or not self._ends_alone(other) or not other.unit.end():
+                other.stop()
             if str(other) not in self.stopped:
                 self.stopped.append(str(other))
             if isinstance(other, AdoptedMember):
                 other.unit.enable(False)
         forget_ended(self.settings)
+
+    def _ends_alone(self, other: Member) -> bool:
+        """Return whether the end of *other*, which is drained, is not waited for here: whoever settles does, and finds it by its files."""
+        return (
+            not self.stop_wait
+            and self.target is not None
+            and other.deployment != self.target.deployment
+            and isinstance(other.unit, SystemdUnit)
+            # Without files nobody would find it: an adopted unit, a trial. Without a socket it is no web service, or not known to be drained.
+            and other.instance is not None
+            and other.socket is not None
+        )
 
     def _taken_back(self, error: BaseException) -> BaseException:
         """Undo everything, and return *error* with what that led to."""

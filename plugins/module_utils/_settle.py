@@ -27,6 +27,7 @@ from ansible_collections.runbook.deploy.plugins.module_utils import (
 from ansible_collections.runbook.deploy.plugins.module_utils._backup import forget_scratch
 from ansible_collections.runbook.deploy.plugins.module_utils._database import engine_of, named
 from ansible_collections.runbook.deploy.plugins.module_utils._due import due_of
+from ansible_collections.runbook.deploy.plugins.module_utils._ending import await_ended
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     ADOPTED,
     DEPLOYMENT_ID,
@@ -167,6 +168,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
             f"The phase {at_work['phase']} of {deployment} still runs as process {at_work['pid']} since {at_work['since']}, "
             "so nothing was finished and the lock is kept: playbooks/resume.yml waits for it and goes on from there."
         )
+    left = [] if check_mode else ended(layout, params)
     state = _state.measure(
         layout,
         services=services_expected(layout, params["expect"], params["services"]),
@@ -179,6 +181,7 @@ def finish(layout: Layout, params: dict[str, Any], check_mode: bool) -> dict[str
     )
     if params["expect"] and params["verdict"] in MEASURED:
         wrong = mismatches(state, params["expect"])
+        wrong += [clause for clause in left if clause not in wrong]
         expected = (
             f"release {params['expect'].get('release')} of deployment {params['expect'].get('deployment')}"
         )
@@ -302,6 +305,28 @@ def engine_for(params: dict[str, Any]) -> Any:
     """Return the engine of the options; None on a host that has nothing to do with the database."""
     database = named(params["database"])
     return engine_of(database, params["database_admin"], params["user"]) if database else None
+
+
+def ended(layout: Layout, params: dict[str, Any]) -> list[str]:
+    """Wait for what ends of other deployments than the expected one; return what still runs of them, as clauses for a sentence.
+
+    :raises Problem: when it cannot be ended, and the verdict says what serves.
+    """
+    given, expect = params["record"], params["expect"]
+    if not expect or not params["name"]:
+        return []
+    measured = params["verdict"] in MEASURED
+    token = given["token"] if given["primary"] else None
+    try:
+        with _lock.kept_renewed(layout, token, "finish"):
+            return await_ended(
+                layout, params["name"], params["stage"], expect.get("deployment") or "", measured
+            )
+    except Problem:
+        # Somebody will look at the host, and what is measured says the same.
+        if measured:
+            raise
+        return []
 
 
 def services_expected(

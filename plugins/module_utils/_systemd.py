@@ -27,6 +27,8 @@ PROPERTIES = ("LoadState", "ActiveState", "SubState", "Result", "MainPID", "NRes
 # systemctl answers at once; a start waits for exec (Type=exec), a bus that hangs must not hang us.
 ASK = 30.0
 START = 60.0
+# Of a service whose definition is gone; as the contract's default.
+STOP_TIMEOUT = 30
 # systemctl returns after TimeoutStopSec at the latest; this much is allowed for systemd's own work.
 STOP_MARGIN = 30.0
 
@@ -190,6 +192,15 @@ class SystemdUnit:
     def exists(self) -> bool:
         """Return whether anything of the unit is left that :meth:`stop` would end."""
         return self.show().get("ActiveState") not in ("inactive", None)
+
+    def end(self) -> bool:
+        """Tell the unit to stop, and return whether it does so now; its end is not waited for.
+
+        False where it has ended already, or where systemd has not begun or refused: for :meth:`stop`, which waits, and forgets
+        failures. So nobody who comes later takes a unit for one that runs which is only about to stop.
+        """
+        systemctl("stop", "--no-block", self.unit)
+        return self.show().get("ActiveState") == "deactivating"
 
     def stop(self, timeout: float) -> bool:
         """Stop the unit and forget its failures; systemd sends TERM, waits TimeoutStopSec, then KILL.

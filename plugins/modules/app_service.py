@@ -138,6 +138,13 @@ options:
         stopped all the same, with TERM.
     type: float
     default: 30
+  stop_wait:
+    description:
+      - Whether the module waits for the end of web services under systemd of earlier instances, once nobody is connected to them any more.
+      - V(false) only has them begin to end, and is for callers that end with M(runbook.deploy.deployment_record), which waits for them, and
+        that need nothing before it for which they must be gone. All else that is stopped is waited for all the same.
+    type: bool
+    default: true
   boot:
     description: With O(state=stopped), whether what is live is started again at the next boot; V(false) makes nothing live.
     type: bool
@@ -222,7 +229,7 @@ connections_cut:
   returned: success
   type: int
 stopped:
-  description: What was stopped, a text each.
+  description: What was stopped, or is stopping with O(stop_wait=false), a text each.
   returned: success
   type: list
   elements: str
@@ -315,7 +322,8 @@ def bring_live(
     if not check_mode and not fresh:
         wrong = bring_manifest(layout, instance.release if instance else None, settings.user)
     with open_journal(layout.root, options["record"] or None, check_mode, secrets) as journal:
-        switch = Switch(settings, journal, instance, checks, fresh, options["beats"] == "apart")
+        apart = options["beats"] == "apart"
+        switch = Switch(settings, journal, instance, checks, fresh, apart, options["stop_wait"])
         before = f"{switch.live_release or 'nothing'} ({switch.live or 'no deployment'})\n"
         if switch.is_live():
             return {**switch.answer(), "changed": False, "warnings": [wrong] if wrong else []}
@@ -399,6 +407,7 @@ def main() -> None:
             "gate_timeout": {"type": "float", "default": 20},
             "stay_up": {"type": "float", "default": 5},
             "drain_timeout": {"type": "float", "default": 30},
+            "stop_wait": {"type": "bool", "default": True},
             "boot": {"type": "bool", "default": True},
             "adopt": {"type": "dict", "options": ADOPT},
             "record": {"type": "dict"},

@@ -14,6 +14,8 @@ author:
 description:
   - The record says what a deployment did, phase by phase, and is what a rollback or a later run goes on from.
   - Beginning takes the lock; finishing measures the host, writes the verdict, removes what is surplus and releases the lock.
+  - Before it measures, finishing waits for services under systemd of other deployments that are ending, see
+    O(runbook.deploy.app_service#module:stop_wait). No verdict that says what serves is written while one of them still runs or ends.
   - Lock and record writes, and the removal of old releases, never count as changes.
 attributes:
   check_mode:
@@ -32,6 +34,14 @@ options:
     description: Directory on the host that holds everything (C(app_root)).
     type: path
     required: true
+  name:
+    description: Name of the application; for O(state=finished), which waits for the end of what systemd still stops of it.
+    type: str
+    default: ''
+  stage:
+    description: Stage, such as production; see O(name).
+    type: str
+    default: ''
   state:
     description:
       - V(begun), on the primary host, takes the lock, makes the id and the token, and writes the record.
@@ -323,6 +333,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},
+            "name": {"type": "str", "default": ""},
+            "stage": {"type": "str", "default": ""},
             "state": {"type": "str", "choices": ["begun", "finished", "read"], "required": True},
             "about": {"type": "dict", "default": {}},
             "host": {"type": "str", "default": ""},

@@ -5,7 +5,8 @@
 
 It is copied into each test's release; the file ``fault`` beside it says what is wrong with that release:
 ``boot`` (ends at once), ``health`` (500), ``deaf`` (never listens), ``later`` (the master ends after a moment),
-``respawn`` (its worker dies again and again), ``stubborn`` (ignores TERM), ``abrupt`` (drops what it has on TERM).
+``respawn`` (its worker dies again and again), ``stubborn`` (ignores TERM), ``abrupt`` (drops what it has on TERM), ``sour`` (ends with 3 on TERM), ``lingering``
+(goes on for 1.5 s when its worker has ended on TERM, and removes its own socket meanwhile).
 Its socket is nobody else's to connect to, as a strict umask makes it. On TERM it takes no more connections, answers what it has, and ends.
 """
 
@@ -123,8 +124,13 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.6)
     while True:
         os.waitpid(children[0], 0)
+        if ending and fault == "lingering":
+            time.sleep(0.3)
+            # As gunicorn: where somebody else has removed it, this is its end, with a traceback.
+            os.unlink(place)
+            time.sleep(1.2)
         if ending:
-            sys.exit(3 if fault == "later" else 0)
+            sys.exit(3 if fault in ("later", "sour") else 0)
         spawn()
 
 
