@@ -34,7 +34,7 @@ APP_SERVICE = r"""#!/usr/bin/python
 import json, os, signal, socket, subprocess, sys, time
 from ansible.module_utils.basic import AnsibleModule
 names = ("state root name stage user services environment release commit version directory deployment environment_path "
-         "settings_module health_checks host_header successes start_timeout gate_timeout stay_up drain_timeout adopt record beats")
+         "settings_module health_checks host_header successes start_timeout gate_timeout stay_up drain_timeout stop_wait adopt record beats")
 module = AnsibleModule(argument_spec={name: {"type": "raw"} for name in names.split()})
 root = module.params["root"]
 about = json.load(open(root + "/about.json"))
