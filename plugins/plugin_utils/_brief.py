@@ -17,6 +17,7 @@ from ansible.plugins.callback.default import CallbackModule as Default
 from ansible_collections.runbook.deploy.plugins.plugin_utils._forks import prepare
 
 PHASE = "Phase "
+META = ("meta", "ansible.builtin.meta")
 # They have shown everything themselves.
 SILENT = ("runbook.deploy.deployment_report",)
 
@@ -28,6 +29,8 @@ class Brief(Default):
         super().__init__()
         # The phase whose task is next; one that has nothing to do is skipped, and includes nothing.
         self._pending = ""
+        # The phase of the tasks that are part of the play, which is included by nobody.
+        self._within = ""
         # Of what every play loads, callbacks alone are made in the process that forks, and before its first task.
         prepare()
 
@@ -50,6 +53,12 @@ class Brief(Default):
     def _task_start(self, task: Any, prefix: str | None = None) -> None:
         name = task.get_name()
         self._pending = name[len(PHASE) :] if name.startswith(PHASE) else ""
+        # What asks whether a phase has anything to do is part of it, too.
+        if task.action not in META:
+            within = str(task.get_vars().get("phase_name") or "")
+            if self._brief and not self._pending and within not in ("", self._within):
+                self._phase(within)
+            self._within = within
         if self._brief:
             # The name is kept: the banner is printed only where a diff follows.
             self._task_type_cache[task._uuid] = prefix or "TASK"
@@ -62,6 +71,7 @@ class Brief(Default):
             super().v2_playbook_on_include(included_file)
         elif self._pending:
             self._phase(self._pending)
+            self._within = self._pending
             self._pending = ""
 
     def v2_runner_on_skipped(self, result: Any) -> None:

@@ -80,6 +80,42 @@ def test_phases_changes_and_failures_are_shown_and_nothing_else(shown) -> None:
     ]
 
 
+def test_a_phase_whose_tasks_are_part_of_the_play_is_shown_by_the_first_that_runs(shown, tmp_path) -> None:
+    tasks = tmp_path / "roles" / "inner" / "tasks"
+    tasks.mkdir(parents=True)
+    (tasks / "main.yml").write_text(
+        """
+- name: Asked of the phase before anything of it runs
+  ansible.builtin.meta: end_role
+  when: empty | default(false)
+- name: First
+  ansible.builtin.command: "true"
+  changed_when: true
+- name: Second
+  ansible.builtin.fail: {msg: it fails}
+  when: fails | default(false)
+"""
+    )
+    (tmp_path / "play.yml").write_text(
+        """
+- hosts: localhost
+  gather_facts: false
+  tasks:
+    - {name: One, ansible.builtin.import_role: {name: inner}, vars: {phase_name: one}}
+    - {name: Two, ansible.builtin.import_role: {name: inner}, vars: {phase_name: two, empty: true}}
+    - {name: Three, ansible.builtin.include_role: {name: inner}, vars: {phase_name: three}}
+    - {name: Phase four, ansible.builtin.include_role: {name: inner}, vars: {phase_name: four}}
+    - {name: Five, ansible.builtin.import_role: {name: inner}, vars: {phase_name: five, fails: true}}
+"""
+    )
+    lines = shown().partition("PLAY RECAP")[0].strip().splitlines()
+    assert [line.split("  ")[-1] for line in lines if line[2:3] == ":"] == ["one", "three", "four", "five"]
+    assert [line.strip() for line in lines[-2:]] == [
+        "changed on localhost: First",
+        "failed on localhost: it fails",
+    ]
+
+
 def test_with_v_everything_is_shown(shown) -> None:
     text = shown("-v")
     for part in ("TASK [Quiet]", "TASK [Phase backup]", "skipping:", "not shown", "PLAY ["):
