@@ -33,7 +33,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._contract_variables
     WATCH,
     WEB_SERVER,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import check_flags
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import SOCKET_PATH_LIMIT, Layout
 from ansible_collections.runbook.deploy.plugins.module_utils._policy import check_absent, check_policy
 from ansible_collections.runbook.deploy.plugins.module_utils._problem import Problem
@@ -289,7 +288,11 @@ def _check_together(values: Mapping[str, Any], purpose: str) -> list[str]:
             "app_migrate_command and app_framework: command belong together: give the command that initialises the database, "
             "as a list of words, or remove it."
         )
-    errors += check_flags(values["app_flags"], [name for name in names if name])
+    if values["app_flags"]:
+        # Only here: every run would pay for the import.
+        from ansible_collections.runbook.deploy.plugins.module_utils._flags_spec import check_flags
+
+        errors += check_flags(values["app_flags"], [name for name in names if name])
     reloaded = (values["app_flags"].get("store") or {}).get("reload")
     errors += [
         f"app_flags.store.reload is {reloaded!r}, a container, which reads its variables only when it is made: remove it."

@@ -20,7 +20,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._http import (
     run_checks,
     verify_placeholders,
 )
-from ansible_collections.runbook.deploy.plugins.module_utils._http_flow import run_flow
 from ansible_collections.runbook.deploy.plugins.module_utils._http_spec import (
     Check,
     Flow,
@@ -140,6 +139,8 @@ def run_gate(
         gate = until(probe, successes=successes, interval=interval, deadline=deadline, patience=patience)
     if flows and (gate["passed"] or not checks):
         limit = begun + deadline
+        # Only here: a gate without flows does not pay for the import.
+        from ansible_collections.runbook.deploy.plugins.module_utils._http_flow import run_flow
 
         def task(flow: Flow) -> Callable[[float], dict[str, Any]]:
             return lambda end: run_flow(flow, target, values, timeout, end)
