@@ -70,5 +70,5 @@ def test_every_play_that_reaches_hosts_goes_on_without_them(name):
 
 
 def test_the_wrapper_knows_the_loss_by_the_answer_or_by_that_name():
-    text = (PROJECT / "roles/phase/tasks/main.yml").read_text(encoding="utf-8")
+    text = (PROJECT / "roles/phase/tasks/failed.yml").read_text(encoding="utf-8")
     assert f"ansible_failed_result.unreachable_host | default('{ANSWER}' in ansible_failed_task.name" in text
