@@ -9,6 +9,8 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import threading
 import time
 from collections.abc import Mapping
@@ -139,21 +141,28 @@ class Beside:
             if collection.run(early=True):
                 found = {
                     "deployment": self.deployment,
+                    "made_by": made_by(collection.target),
                     "facts": collection.facts,
                     "counts": collection.counts,
                     "seconds": collection.seconds,
                 }
                 with opened(release):
-                    write_json(release / COLLECTED, found, 0o644)
+                    write_json(release / COLLECTED, found, 0o600)
+
+
+def made_by(target: Installed) -> str:
+    """Return a digest of what makes the process that collects: its interpreter, directory and variables."""
+    about = [str(target.python), str(target.cwd), sorted(target.variables.items())]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def collected(target: Installed, deployment: str) -> Collection | None:
-    """Return what :class:`Beside` has collected for *deployment*; None where it has not."""
+    """Return what :class:`Beside` has collected for *deployment*, as *target* would; None where it has not."""
     try:
         found = read_json(target.path / COLLECTED) or {}
     except (OSError, ValueError):
         return None
-    if not deployment or found.get("deployment") != deployment:
+    if not deployment or found.get("deployment") != deployment or found["made_by"] != made_by(target):
         return None
     collection = Collection(target, 0.0)
     collection.facts, collection.counts = found["facts"], found["counts"]

@@ -69,7 +69,8 @@ def measure(
         if worst(planned, plan, "compatible") != "yes":
             doubt = f"the primary {primary} does not answer, so nobody knows which migrations are applied"
         # Otherwise the old code runs with any number of them, and the hosts that answer can go back.
-    elif began and now is None and before:
+    elif began and now is None and before and plan.get("migrations") != []:
+        # Of a plan in which nothing was pending nothing can be applied.
         doubt = "the database does not say which migrations are applied"
     elif began and before is not None:
         # It is in the record before the first step: without it the phase ended before it applied anything.

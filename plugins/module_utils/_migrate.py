@@ -9,6 +9,7 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -188,7 +189,10 @@ def verify(
                 findings=shown,
             )
         if scratch and held(rehearse, state["pending"], state["applied"]):
+            waiting = time.monotonic()
             alone()
+            # What the rehearsal is given is not spent on that.
+            agent.deadline += time.monotonic() - waiting
             engine = engine_of(on_scratch(live, scratch), None, target.user)
             rehearsal = Rehearsal(
                 agent, engine, scratch, when=rehearse, limit=limit, lock_timeout=lock_timeout

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from ansible_collections.runbook.deploy.plugins.module_utils import _alembic, _initialise, _migrate
@@ -120,7 +121,7 @@ def work(
         notes, inert = found.pop("notes"), found.pop("inert")
         if state == "verified":
             found["notes"] = entry["notes"] = notes
-            found["current"] = inert
+            found["inert"] = inert
         entry["pending"] = len(found["plan"]["migrations"])
         return {"changed": False, **found}
     if params["framework"] == "command":
@@ -144,21 +145,13 @@ def work(
     return answer
 
 
-class Nothing(contextlib.nullcontext):
-    """Nothing is done beside the verification."""
-
-    def __enter__(self) -> Nothing:
-        return self
-
-    def wait(self) -> None:
-        """Wait for nothing."""
-
-
 def beside(params: dict[str, Any], target: Installed, check_mode: bool) -> Any:
     """Return what is done while the release is verified: a context manager with ``wait``."""
     wanted = params["state"] == "verified" and params["framework"] == "django" and params["collect"]
-    if not wanted or not params["deployment"] or check_mode or (target.path / ".complete").is_file():
-        return Nothing()
+    # Where the new code is first run with other variables, the files would be made with those.
+    other = params["rehearse"] != "never" and params["rehearse_environment"] not in (None, "", "{}")
+    if not wanted or other or not params["deployment"] or check_mode or (target.path / ".complete").is_file():
+        return contextlib.nullcontext(SimpleNamespace(wait=lambda: None))
     # Only here: whoever does not collect does not pay for the import.
     from ansible_collections.runbook.deploy.plugins.module_utils._collect import Beside, Collection
 
@@ -226,9 +219,14 @@ def applied(params: dict[str, Any], target: Installed, journal: Journal, limit: 
     )
 
 
-def current(params: dict[str, Any], target: Installed, journal: Journal, found: dict[str, Any]) -> bool:
-    """Return whether after ``verified`` with the answer *found* nothing is left for ``applied``; see :func:`is_current`."""
-    return found["current"] and is_current(
+def current(
+    params: dict[str, Any], target: Installed, journal: Journal, found: dict[str, Any], inert: bool
+) -> bool:
+    """Return whether after ``verified`` with the answer *found* nothing is left for ``applied``; see :func:`is_current`.
+
+    :param inert: whether ``migrate`` of the same code does nothing on the copy.
+    """
+    return inert and is_current(
         target,
         journal,
         framework=params["framework"],

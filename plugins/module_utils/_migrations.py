@@ -102,7 +102,7 @@ def is_current(
     with journal.phase("migrate") as entry:
         remember_before(target, journal, rows)
         journal.update(heads_after=heads(rows))
-        entry["seconds"] = []
+        entry.update(seconds=[], pending=0)
     return True
 
 

@@ -187,8 +187,8 @@ options:
     description:
       - Whether O(state=verified) also collects the static files of a Django release, in a process of its own at the same time and like the
         verification on O(database), for M(runbook.deploy.static_files) to find. Needs O(deployment).
-      - Only where nothing but files inside of the release is written, and nowhere else; where that fails or is not known nothing is
-        said, and M(runbook.deploy.static_files) collects.
+      - Only where nothing but files inside of the release is written, and not with variables of O(rehearse_environment); where it fails
+        nothing is said, and M(runbook.deploy.static_files) collects.
     type: bool
     default: false
   collect_timeout:
@@ -301,7 +301,7 @@ current:
   description:
     - Whether O(state=applied) has nothing left to do. Nothing is pending, nothing but Django itself listens to the signals of C(migrate),
       and O(live_database) has exactly the migrations that the copy has. The phase C(migrate) is then in O(record).
-    - Never in check mode, nor without O(live_database).
+    - Never in check mode, nor without O(live_database); always with O(framework=none), which has no such phase.
   type: bool
   returned: when O(state=verified)
 seconds:
@@ -445,7 +445,8 @@ def main() -> None:
                     with journal.phase(phase) as entry:
                         found = work(params, target, journal, entry, module.check_mode)
                     if params["state"] == "verified":
-                        found["current"] = not module.check_mode and current(params, target, journal, found)
+                        inert = found.pop("inert") and not module.check_mode
+                        found["current"] = current(params, target, journal, found, inert)
                     return found
 
             if lasting(params, module.check_mode):

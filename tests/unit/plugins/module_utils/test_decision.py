@@ -156,6 +156,16 @@ def test_a_database_that_does_not_answer_stops() -> None:
     assert (
         level(decide(record=record([migration("0002")]), states={"web1": silent}, primary="web1")) == "stop"
     )
+    unplanned = record(phases=[{"phase": "migrate"}], plan=None)
+    assert level(decide(record=unplanned, states={"web1": silent}, primary="web1")) == "stop"
+
+
+def test_a_database_that_does_not_answer_is_no_matter_where_nothing_was_pending() -> None:
+    began = record(phases=[{"phase": "migrate"}])
+    silent = {**state("old"), "applied": None}
+    assert level(decide(record=began, states={"web1": silent}, primary="web1")) == "abandon"
+    serving = {**state("new"), "applied": None}
+    assert level(decide(record=began, states={"web1": serving}, primary="web1")) == "code"
 
 
 def test_the_first_deployment_has_nothing_to_go_back_to() -> None:

@@ -149,6 +149,20 @@ def test_another_run_collects_itself(host: Host) -> None:
     assert (done["failed"], done["started"]) == (False, 1)
 
 
+def test_a_process_with_other_variables_collects_itself(host: Host) -> None:
+    host.verify()
+    other = {**host.project.variables, "SHOP_THEME": "dark"}
+    assert host.publish(environment=json.dumps(other))["started"] == 1
+
+
+def test_nothing_is_made_with_the_variables_of_a_rehearsal(host: Host) -> None:
+    lost = json.dumps({"SHOP_BROKER": "nowhere"})
+    assert host.verify(rehearse="auto", rehearse_environment=lost)["started"] == 1
+    assert not host.collected
+    assert host.verify(rehearse="auto", rehearse_environment="{}")["started"] == 2
+    assert host.collected
+
+
 def test_commands_that_may_make_what_is_collected_are_followed_by_collectstatic(host: Host) -> None:
     host.verify()
     assert host.publish(commands_before=[["true"]])["started"] == 1

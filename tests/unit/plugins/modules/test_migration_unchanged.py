@@ -96,7 +96,7 @@ def test_where_nothing_is_pending_the_record_says_what_migrate_would_have_writte
     shown = [(phase["phase"], phase["state"], phase["result"]) for phase in story["phases"]]
     assert shown == [
         ("verify", "done", {"notes": found["notes"], "pending": 0}),
-        ("migrate", "done", {"seconds": []}),
+        ("migrate", "done", {"seconds": [], "pending": 0}),
     ]
     other = {**RECORD, "id": "20261121T013800-ab12"}
     applied = host.run(state="applied", plan=[], record=other)
