@@ -5,8 +5,8 @@
 
 It is copied into each test's release; the file ``fault`` beside it says what is wrong with that release:
 ``boot`` (ends at once), ``health`` (500), ``deaf`` (never listens), ``later`` (the master ends after a moment),
-``respawn`` (its worker dies again and again), ``stubborn`` (ignores TERM), ``abrupt`` (drops what it has on TERM), ``sour`` (ends with 3 on TERM), ``lingering``
-(goes on for 1.5 s when its worker has ended on TERM, and removes its own socket meanwhile).
+``respawn`` (its worker dies again and again), ``stubborn`` (ignores TERM), ``abrupt`` (drops what it has on TERM), ``sour`` (ends with 3 on TERM),
+``lingering`` (goes on for 1.5 s when its worker has ended on TERM, and removes its own socket meanwhile).
 Its socket is nobody else's to connect to, as a strict umask makes it. On TERM it takes no more connections, answers what it has, and ends.
 """
 
