@@ -11,27 +11,22 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.runbook.deploy.plugins.module_utils._layout import DEPLOYMENT_ID, Layout, read_json
+from ansible_collections.runbook.deploy.plugins.module_utils._layout import Layout, read_json
 from ansible_collections.runbook.deploy.plugins.module_utils._processes import peer_pid
 
 
 def described(layout: Layout) -> dict[str, list[dict[str, Any]]]:
     """Return the services under systemd of each instance that has its description; none of a damaged one."""
     found: dict[str, list[dict[str, Any]]] = {}
-    with contextlib.suppress(OSError):
-        for name in os.listdir(layout.instances):
-            deployment, extension = os.path.splitext(name)
-            if extension != ".json" or not DEPLOYMENT_ID.match(deployment):
-                continue
-            found[deployment] = []
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                services = read_json(layout.instance_file(deployment))["services"]
-                found[deployment] = [entry for entry in services if entry["manager"] == "systemd"]
+    for deployment in layout.described_instances():
+        found[deployment] = []
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            services = read_json(layout.instance_file(deployment))["services"]
+            found[deployment] = [entry for entry in services if entry["manager"] == "systemd"]
     return found
 
 

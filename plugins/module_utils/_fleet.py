@@ -9,7 +9,6 @@ This module util is PRIVATE to the collection: it can change at any time.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,7 +24,6 @@ from ansible_collections.runbook.deploy.plugins.module_utils._instance import (
 )
 from ansible_collections.runbook.deploy.plugins.module_utils._layout import (
     ADOPTED,
-    DEPLOYMENT_ID,
     Layout,
     current_release,
 )
@@ -155,12 +153,10 @@ def known_instances(layout: Layout) -> dict[str, Instance | None]:
     """Return the instances that have files, by deployment; None for one whose files are damaged."""
     found: dict[str, Instance | None] = {}
     with contextlib.suppress(OSError):
-        for name in os.listdir(layout.instances):
-            deployment, extension = os.path.splitext(name)
-            if extension == ".json" and DEPLOYMENT_ID.match(deployment):
-                found[deployment] = None
-                with contextlib.suppress(Problem):
-                    found[deployment] = read_instance(layout, deployment)
+        for deployment in layout.described_instances():
+            found[deployment] = None
+            with contextlib.suppress(Problem):
+                found[deployment] = read_instance(layout, deployment)
     return found
 
 

@@ -89,6 +89,18 @@ class Layout:
         """Return the file that describes the instance: release, environment, services (0640)."""
         return self.instances / f"{deployment}.json"
 
+    def described_instances(self) -> list[str]:
+        """Return the deployments whose instance has its description; none where the directory cannot be read."""
+        try:
+            names = [os.path.splitext(name) for name in os.listdir(self.instances)]
+        except OSError:
+            return []
+        return [
+            deployment
+            for deployment, extension in names
+            if extension == ".json" and DEPLOYMENT_ID.match(deployment)
+        ]
+
     def launcher(self, deployment: str, service: str) -> Path:
         """Return the script that becomes the service's process."""
         return self.instances / f"{deployment}.{service}.sh"

@@ -57,6 +57,23 @@ PLAY = """
 """
 
 
+def run(directory: Path, *options: str) -> None:
+    """Run the play in *directory* on ``HOSTS``."""
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+        "ANSIBLE_LOCAL_TEMP": str(directory / "local"),
+        "ANSIBLE_REMOTE_TEMP": str(directory / "remote"),
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+    }
+    argv = [sys.executable, "-m", "ansible", "playbook", "-i", ",".join(HOSTS), "play.yml", *options]
+    argv += ["-e", f"ansible_python_interpreter={sys.executable}"]
+    done = subprocess.run(
+        argv, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def played(directory: Path, way: str, **given: Any) -> dict[str, dict[str, Any]]:
     """Run the phase; return what each host has done of it, and ``phase_failure``."""
     tasks = directory / "roles" / "steps" / "tasks"
@@ -65,19 +82,7 @@ def played(directory: Path, way: str, **given: Any) -> dict[str, dict[str, Any]]
     facts = {"fails": [], "failed": [], "wanted": True, **given}
     texts = {name: json.dumps(value) for name, value in facts.items()}
     (directory / "play.yml").write_text(PLAY % {**texts, "way": way, "directory": directory})
-    environment = {
-        **os.environ,
-        "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-        "ANSIBLE_LOCAL_TEMP": str(directory / "local"),
-        "ANSIBLE_REMOTE_TEMP": str(directory / "remote"),
-        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
-    }
-    argv = [sys.executable, "-m", "ansible", "playbook", "-i", ",".join(HOSTS), "play.yml"]
-    argv += ["-e", f"ansible_python_interpreter={sys.executable}"]
-    done = subprocess.run(
-        argv, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(directory)
     return {host: json.loads((directory / f"{host}.json").read_text()) for host in HOSTS}
 
 
@@ -109,6 +114,27 @@ def test_what_fails_on_one_host_is_remembered_and_does_not_keep_another_from_end
     assert found["two"] == {"first": True, "third": True, "failure": {}}
 
 
+def test_the_archive_is_sent_by_its_tag_alone(tmp_path: Path) -> None:
+    """Its tasks have no tag of their own: it is that of the import above what includes them."""
+    (play,) = [play for play in loaded("playbooks/pre_deploy.yml") if play["name"] == "Archive"]
+    archive = tmp_path / "shop.tar"
+    archive.write_text("the archive")
+    (tmp_path / "scratch").mkdir()
+    facts = {
+        "ansible_connection": "local",
+        "deploy_primary_host": "one",
+        "app_archive": {"path": str(archive), "sha256": "abc"},
+        "preflight_root": str(tmp_path),
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([{**play, "hosts": "all", "vars": facts}]))
+    run(tmp_path, "--tags", "preflight", "-e", json.dumps(facts))
+    assert (tmp_path / "scratch" / "abc.archive").read_text() == "the archive"
+
+
+def loaded(path: str) -> Any:
+    return yaml.safe_load((PROJECT / path).read_text(encoding="utf-8"))
+
+
 def tasks_of(path: Path) -> Iterator[dict[str, Any]]:
     """Every task that importing the file *path* of a role makes part of a play."""
     waiting = list(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -125,7 +151,7 @@ def test_no_phase_that_is_part_of_the_play_imports_a_role() -> None:
     """``end_role`` goes on after the first role that is complete, which would be that one."""
     looked = 0
     for path in sorted(PROJECT.glob("playbooks/**/*.yml")):
-        for play in yaml.safe_load(path.read_text(encoding="utf-8")):
+        for play in loaded(str(path)):
             for task in play.get("tasks", []):
                 role = task.get("ansible.builtin.import_role") or {}
                 if role.get("name") != "runbook.deploy.phase" or role.get("tasks_from"):

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.runbook.deploy.plugins.modules import migration, static_files
-from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_project import DjangoProject
+from ansible_collections.runbook.deploy.tests.unit.plugins.modules.counted_project import CountedProject
 
 DEPLOYMENT = "20261122T013700-ab12"
 COLLECTED = ".collected.json"
@@ -66,45 +65,16 @@ def noted(apps, schema_editor):
 """
 
 
-class Host:
-    """A project whose settings count how often the application is started."""
-
-    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.project = DjangoProject(root)
-        self.capsys = capsys
-        self.project.fill("1")
-        self.starts = root / "shared" / "starts"
-        self.project.append_settings(f"open({str(self.starts)!r}, 'a').write('x')\n")
-
-    def run(self, module: Any, **options: Any) -> dict[str, Any]:
-        """Run *module*; the answer gets ``started``, how often it started the application."""
-        project = self.project
-        before = self.count()
-        arguments = {
-            "root": str(project.root),
-            "release": project.name,
-            "environment_path": str(project.environment),
-            "environment": json.dumps(project.variables),
-            "deployment": DEPLOYMENT,
-            **options,
-        }
-        self.capsys.readouterr()
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            module.main()
-        answer = json.loads(self.capsys.readouterr().out)
-        return {"failed": False, **answer, "started": self.count() - before}
-
-    def count(self) -> int:
-        return len(self.starts.read_text()) if self.starts.exists() else 0
+class Host(CountedProject):
+    """The modules ``migration`` and ``static_files`` in such a project."""
 
     def verify(self, **options: Any) -> dict[str, Any]:
-        scratch = {"engine": "sqlite", "path": str(self.project.scratch())}
-        live = {"engine": "sqlite", "path": str(self.project.database)}
-        wanted = {"state": "verified", "collect": True, "database": scratch, "live_database": live}
+        wanted = {"state": "verified", "collect": True, "deployment": DEPLOYMENT}
+        wanted.update(database=self.scratch(), live_database=self.live)
         return self.run(migration, **{**wanted, **options})
 
     def publish(self, **options: Any) -> dict[str, Any]:
-        return self.run(static_files, **options)
+        return self.run(static_files, **{"deployment": DEPLOYMENT, **options})
 
     @property
     def collected(self) -> bool:

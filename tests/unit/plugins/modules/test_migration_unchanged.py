@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.runbook.deploy.plugins.modules.migration import main
-from ansible_collections.runbook.deploy.tests.unit.plugins.module_utils.django_project import DjangoProject
+from ansible_collections.runbook.deploy.plugins.modules import migration
+from ansible_collections.runbook.deploy.tests.unit.plugins.modules.counted_project import CountedProject
 
 APPS = """\
 from django.apps import AppConfig
@@ -40,45 +39,20 @@ ALONE = "from django.db import models\n\n\nclass Alone(models.Model):\n    pass\
 MANAGEMENT = "from django.db.models.signals import pre_migrate\n\n\ndef note(**_facts):\n    pass\n\n\npre_migrate.connect(note)\n"
 
 
-class Host:
-    """A project whose settings count how often the application is started."""
+class Host(CountedProject):
+    """The module ``migration`` in such a project."""
 
-    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.project = DjangoProject(root)
-        self.capsys = capsys
-        self.counter = root / "shared" / "starts"
-        self.project.append_settings(f"open({str(self.counter)!r}, 'a').write('x')\n")
-        self.project.manage("migrate", "--verbosity", "0")
-
-    def run(self, **options: Any) -> dict[str, Any]:
-        """Run the module; the answer gets ``started``, how often it started the application."""
-        before = self.starts()
-        arguments = {
-            "root": str(self.project.root),
-            "release": self.project.name,
-            "environment_path": str(self.project.environment),
-            "environment": json.dumps(self.project.variables),
-            "live_database": {"engine": "sqlite", "path": str(self.project.database)},
-            **options,
-        }
-        self.capsys.readouterr()
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            main()
-        answer = json.loads(self.capsys.readouterr().out)
-        return {"failed": False, **answer, "started": self.starts() - before}
-
-    def starts(self) -> int:
-        return len(self.counter.read_text()) if self.counter.exists() else 0
+    def migrate(self, **options: Any) -> dict[str, Any]:
+        return self.run(migration, **{"live_database": self.live, **options})
 
     def verified(self, **options: Any) -> dict[str, Any]:
-        scratch = {"engine": "sqlite", "path": str(self.project.scratch())}
-        found = self.run(state="verified", database=scratch, **options)
+        found = self.migrate(state="verified", database=self.scratch(), **options)
         assert not found["failed"], found
         return found
 
     def applied(self, found: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Apply what was verified, as the role does where it was not found current."""
-        return self.run(state="applied", plan=found["plan"]["migrations"], **options)
+        return self.migrate(state="applied", plan=found["plan"]["migrations"], **options)
 
 
 @pytest.fixture
@@ -99,7 +73,7 @@ def test_where_nothing_is_pending_the_record_says_what_migrate_would_have_writte
         ("migrate", "done", {"seconds": [], "pending": 0}),
     ]
     other = {**RECORD, "id": "20261121T013800-ab12"}
-    applied = host.run(state="applied", plan=[], record=other)
+    applied = host.migrate(state="applied", plan=[], record=other)
     asked = json.loads((host.project.root / "deployments" / f"{other['id']}.json").read_text())
     for name in ("applied_before", "heads_before", "heads_after"):
         assert story[name] == asked[name], name
@@ -163,9 +137,9 @@ def test_a_live_database_that_is_not_as_the_copy_is_not_current(host: Host) -> N
         "delete from django_migrations",
     ):
         kept = live.read_bytes()
-        scratch = {"engine": "sqlite", "path": str(host.project.scratch())}
+        scratch = host.scratch()
         host.project.rows(statement)
-        assert host.run(state="verified", database=scratch)["current"] is False, statement
+        assert host.migrate(state="verified", database=scratch)["current"] is False, statement
         live.write_bytes(kept)
     assert host.verified()["current"]
 
@@ -181,10 +155,10 @@ def test_an_initial_command_that_is_due_is_run(host: Host) -> None:
     # As a first deployment leaves it whose initial command failed.
     host.project.write("x.py", "raise SystemExit(1)")
     empty = host.project.database.rename(host.project.database.with_suffix(".kept"))
-    assert host.run(state="applied", initial_command=["x.py"])["failed"]
+    assert host.migrate(state="applied", initial_command=["x.py"])["failed"]
     assert empty.exists()
     host.project.write("x.py", f"open({str(marker)!r}, 'w')\n")
     assert host.verified(initial_command=["x.py"])["current"] is False
-    done = host.run(state="applied", plan=[], initial_command=["x.py"])
+    done = host.migrate(state="applied", plan=[], initial_command=["x.py"])
     assert (done["failed"], done["initial_command"]) == (False, True)
     assert marker.exists()
